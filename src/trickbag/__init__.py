@@ -1,0 +1,25 @@
+"""trickbag: the bag of tricks for training image models, and the proof of what each trick buys you.
+
+>>> import trickbag
+>>> run = trickbag.train("digits_bag", "digits")  # doctest: +SKIP
+"""
+
+from trickbag.api import evaluate, plan, predict, run_study, study, train
+from trickbag.errors import TrickbagError
+from trickbag.recipe import Recipe, diff
+from trickbag.recipe import load as load_recipe
+from trickbag.tricks import catalogue
+
+__all__ = [
+    "Recipe",
+    "TrickbagError",
+    "catalogue",
+    "diff",
+    "evaluate",
+    "load_recipe",
+    "plan",
+    "predict",
+    "run_study",
+    "study",
+    "train",
+]

@@ -1,0 +1,342 @@
+"""The Python interface: what the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trickbag.data.base import DataSpec
+from trickbag.errors import Diverged
+from trickbag.recipe import Recipe
+from trickbag.recipe import load as load_recipe
+from trickbag.tricks.base import PredictTrick
+
+if TYPE_CHECKING:
+    from trickbag.data.base import DataSet
+    from trickbag.engine.run import Run
+    from trickbag.engine.train import Status
+    from trickbag.plan import Plan
+    from trickbag.study.conduct import Conduct
+    from trickbag.study.executor import Event, LocalExecutor
+    from trickbag.study.spec import StudySpec
+
+
+def _recipe(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _spec(data: DataSpec | str | Path) -> DataSpec:
+    from trickbag.data import spec
+
+    return data if isinstance(data, DataSpec) else spec(str(data))
+
+
+def plan(recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto") -> tuple[Plan, DataSet]:
+    """Load the data and compile a recipe for it.
+
+    Raises:
+        RecipeError, DataError, PlanError: everything that is wrong.
+    """
+    from trickbag import plan as planning
+    from trickbag.data import load
+    from trickbag.engine.device import Device
+
+    loaded = load(_spec(data))
+    return planning.compile(_recipe(recipe), loaded.facts, Device(device).type), loaded
+
+
+def train(
+    recipe: Recipe | str | Path,
+    data: DataSpec | str | Path,
+    *,
+    seed: int = 42,
+    runs: str | Path = "runs",
+    device: str = "auto",
+    threads: int | None = None,
+    compile: bool = False,
+    deterministic: bool = False,
+    progress: Callable[[Status], None] | None = None,
+) -> Run:
+    """Train a recipe; a run that exists already is gone on with, or returned if it is finished.
+
+    Args:
+        recipe: a recipe, the name of a published one, or a YAML file.
+        data: a data specification, or what the command line's DATA accepts.
+        seed: seed of every random stream.
+        runs: folder of run directories.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: CPU threads; None means one a core.
+        compile: use ``torch.compile``.
+        deterministic: forbid CUDA kernels that do not repeat to the bit.
+        progress: called a few times a second.
+
+    Returns:
+        The finished run; ``run.result()["metrics"]`` holds raw and averaged numbers by split.
+
+    Raises:
+        Diverged: the loss became NaN or infinite; the run has recorded where.
+        RecipeError, DataError, PlanError, CheckpointError: see there.
+    """
+    from trickbag.engine.device import Device
+    from trickbag.engine.train import train as engine
+
+    compiled, loaded = plan(recipe, data, device)
+    place = Device(device, threads=threads, compile=compile, deterministic=deterministic)
+    run = engine(compiled, loaded, seed=seed, runs=runs, device=place, progress=progress)
+    if place.rank == 0:
+        raise_if_diverged(run)
+    return run
+
+
+def raise_if_diverged(run: Run) -> None:
+    """Turn a recorded divergence into an error.
+
+    Raises:
+        Diverged: the run's loss became NaN or infinite.
+    """
+    result = run.result() or {}
+    if result.get("status") == "diverged":
+        d = result["diagnosis"]
+        raise Diverged(
+            f"the loss became {d['loss']} at step {d['step']} (epoch {d['epoch']:.2f}); learning rate "
+            f"{d['learning_rate']:g}, gradient norm {d['gradient_norm']}, last finite mean loss {d['last_finite_loss']}",
+            where=str(run.path),
+            fix="lower the learning rate, or add or lengthen warmup",
+        )
+
+
+def evaluate(
+    run: str | Path | Run,
+    data: DataSpec | str | Path | None = None,
+    *,
+    split: str = "test",
+    change: Callable[[Recipe], Recipe] | None = None,
+    device: str = "auto",
+) -> dict[str, dict[str, float]]:
+    """Measure a finished run: raw and averaged weights, without and with the recipe's predict tricks.
+
+    Args:
+        run: a run or its directory.
+        data: other images than the run was trained on; must have the same classes.
+        split: ``"train"``, ``"selection"`` or ``"test"``.
+        change: makes predict-only changes to the recipe (TTA, evaluation size).
+        device: where to compute.
+
+    Returns:
+        Metrics by read-out, for example ``{"raw": {...}, "ema+tta_flip": {...}}``.
+
+    Raises:
+        CheckpointError: no run, no weights, or a change that would have needed training.
+        DataError: other classes than the run's.
+    """
+    from trickbag.engine.device import Device
+    from trickbag.engine.evaluate import all_readouts
+    from trickbag.engine.evaluate import evaluate as engine
+
+    run, compiled, loaded = _open(run, data, change, device)
+    readouts = all_readouts(compiled)
+    found = engine(run, compiled, loaded, readouts, split, Device(device).torch_device)
+    return {readout.label: found[readout.digest] for readout in readouts}
+
+
+def _open(
+    run: str | Path | Run,
+    data: DataSpec | str | Path | None,
+    change: Callable[[Recipe], Recipe] | None,
+    device: str,
+) -> tuple[Run, Plan, DataSet]:
+    from trickbag import plan as planning
+    from trickbag.data import load
+    from trickbag.engine.device import Device
+    from trickbag.engine.run import Run
+    from trickbag.errors import DataError
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    about = run.about()
+    recipe = _changed(run.recipe(), change)
+    loaded = load(DataSpec(**about["data"]) if data is None else _spec(data))
+    if tuple(about["facts"]["classes"]) != loaded.facts.classes:
+        raise DataError(
+            f"the images have classes {', '.join(loaded.facts.classes[:8])}",
+            where=loaded.spec.source,
+            expected="the classes of the run: " + ", ".join(about["facts"]["classes"][:8]),
+        )
+    return run, planning.compile(recipe, loaded.facts, Device(device).type), loaded
+
+
+def _changed(recipe: Recipe, change: Callable[[Recipe], Recipe] | None) -> Recipe:
+    from trickbag.engine.run import training_part
+    from trickbag.errors import CheckpointError
+
+    if change is None:
+        return recipe
+    changed = change(recipe)
+    if training_part(changed) != training_part(recipe):
+        raise CheckpointError(
+            "this change would have needed training",
+            expected=f"a change of {', '.join(Recipe.PREDICT_ONLY)} or of predict tricks",
+        )
+    return changed
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one image.
+
+    Attributes:
+        name: the file.
+        classes: class names, most probable first.
+        probabilities: their probabilities.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(
+    run: str | Path | Run,
+    images: Iterable[str | Path],
+    *,
+    top: int = 1,
+    change: Callable[[Recipe], Recipe] | None = None,
+    device: str = "auto",
+) -> tuple[list[Prediction], list[str]]:
+    """Classify image files with a finished run, as its recipe prescribes (averaged weights, TTA).
+
+    Args:
+        run: a run or its directory.
+        images: image files, and folders that are searched for images.
+        top: how many classes to name.
+        change: predict-only changes to the recipe.
+        device: where to compute.
+
+    Returns:
+        Predictions in order, and the names of files that could not be read.
+    """
+    from trickbag import plan as planning
+    from trickbag.data import read_files
+    from trickbag.data.base import DataFacts
+    from trickbag.engine.device import Device
+    from trickbag.engine.evaluate import load_weights, main_readout, probabilities
+    from trickbag.engine.run import Run
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    facts = DataFacts(**_tuples(run.about()["facts"]))
+    compiled = planning.compile(_changed(run.recipe(), change), facts, Device(device).type)
+    split, bad = read_files([Path(image) for image in images], "gray" if facts.channels == 1 else "rgb")
+    if not len(split):
+        return [], bad
+    weights = load_weights(run, compiled, Device(device).torch_device)
+    found = probabilities(weights, main_readout(compiled), compiled, split)
+    values, indices = found.topk(min(top, facts.num_classes), dim=1)
+    return [
+        Prediction(name, tuple(facts.classes[i] for i in row), tuple(p))
+        for name, row, p in zip(split.names, indices.tolist(), values.tolist(), strict=True)
+    ], bad
+
+
+def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+
+
+def study(
+    baseline: Recipe | str | Path,
+    candidate: Recipe | str | Path,
+    data: DataSpec | str | Path,
+    *,
+    design: str = "leave-one-out",
+    seeds: Sequence[int] = (0, 1, 2),
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    title: str = "",
+    ties: Sequence[Sequence[str]] = (),
+    order: Sequence[str] = (),
+    delta: float = 0.5,
+    alpha: float = 0.05,
+    device: str = "auto",
+) -> Conduct:
+    """Describe a study; ``.run(...)`` on what is returned trains it. See ``StudySpec`` for the arguments.
+
+    Raises:
+        StudyError, RecipeError, DataError, PlanError: everything that is wrong, before anything is trained.
+    """
+    from trickbag.engine.device import Device
+    from trickbag.study.spec import StudySpec
+
+    spec = StudySpec(
+        title=title,
+        baseline=_recipe(baseline),
+        candidate=_recipe(candidate),
+        data=_spec(data),
+        design=design,  # type: ignore[arg-type]
+        seeds=tuple(seeds),
+        ties=tuple(tuple(tie) for tie in ties),
+        order=tuple(order),
+        delta=delta,
+        alpha=alpha,
+        device=Device(device).type,
+    )
+    folder = Path(out) if out else Path("studies") / f"{spec.design}-{spec.digest}"
+    return prepare_study(spec, folder, Path(runs))
+
+
+def prepare_study(spec: StudySpec, folder: Path, runs: Path) -> Conduct:
+    """Load a study's data, check every arm and make its directory.
+
+    Raises:
+        StudyError, DataError, PlanError: everything that is wrong, before anything is trained.
+    """
+    from trickbag.data import load
+    from trickbag.study.conduct import Conduct
+    from trickbag.study.spec import StudyFolder
+
+    _ = spec.layout
+    conduct = Conduct(StudyFolder(folder), spec, load(spec.data))
+    _ = conduct.plans
+    conduct.folder.create(spec, runs)
+    return conduct
+
+
+def run_study(
+    conduct: Conduct,
+    *,
+    workers: int | None = None,
+    threads: int = 1,
+    listen: Callable[[Event], None] = lambda event: None,
+) -> bool:
+    """Train what a study still lacks and write its report.
+
+    Args:
+        conduct: from :func:`study`.
+        workers: processes at once; None means one a core (CPU) or one a device (CUDA).
+        threads: CPU threads of each.
+        listen: told of every event.
+
+    Returns:
+        False if it was interrupted; the same call goes on.
+    """
+    executor = make_executor(conduct.spec.device, workers, threads)
+    done = conduct.run(executor, threads, listen)
+    if done:
+        from trickbag.study.collect import write_report
+
+        write_report(conduct, executor.workers)
+    return done
+
+
+def make_executor(device: str, workers: int | None, threads: int = 1) -> LocalExecutor:
+    """The local executor with one worker a core or device unless told otherwise."""
+    import os
+
+    from trickbag.study.executor import LocalExecutor
+
+    gpus = 0
+    if device == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    cores = max(1, len(os.sched_getaffinity(0)) // threads)
+    return LocalExecutor(workers=workers or gpus or cores, gpus=gpus)

@@ -1,0 +1,84 @@
+"""Options and output that commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trickbag.data.base import DataSpec
+    from trickbag.recipe import Recipe
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a published recipe, or a YAML file.")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="digits, a folder of images, Parquet, torchvision:NAME, or a YAML file that says so."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a value: epochs=5, mixup.alpha=0.4, data.train_size=200."),
+]
+WithOption = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="TRICK[:KEY=VALUE,...]", help="Put a trick into the bag."),
+]
+WithoutOption = Annotated[
+    list[str] | None, typer.Option("--without", metavar="TRICK", help="Take a trick out of the bag.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+RunsOption = Annotated[str, typer.Option(metavar="FOLDER", help="Folder of run directories.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; one a core unless told otherwise.")]
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Where people read: standard output, or standard error where that is kept for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=quiet, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def split_settings(settings: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """``--set`` texts for the recipe, and those for the data (without their ``data.``)."""
+    recipe, data = [], []
+    for text in settings or ():
+        (data if text.startswith("data.") else recipe).append(text)
+    return recipe, [text.removeprefix("data.") for text in data]
+
+
+def read_recipe(
+    name: str, settings: Sequence[str] | None, with_: Sequence[str] | None, without: Sequence[str] | None
+) -> Recipe:
+    """The recipe that a command line describes."""
+    from trickbag.recipe import load
+
+    return load(name, set_=split_settings(settings)[0], with_=with_ or (), without=without or ())
+
+
+def read_data(text: str, settings: Sequence[str] | None) -> DataSpec:
+    """The data that a command line describes."""
+    from trickbag.data import spec
+    from trickbag.errors import UsageError
+    from trickbag.recipe.read import yaml_value
+
+    options = {}
+    for setting in split_settings(settings)[1]:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"cannot read data.{setting}", where="--set", expected="data.KEY=VALUE")
+        options[key] = yaml_value(value)
+    return spec(text, **options)

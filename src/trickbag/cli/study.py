@@ -1,0 +1,355 @@
+"""``study plan | run | resume | status | report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trickbag.cli.common import (
+    DataArgument,
+    DeviceOption,
+    JsonOption,
+    RunsOption,
+    SetOption,
+    WithOption,
+    WithoutOption,
+    console,
+    print_json,
+    read_data,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trickbag.study.conduct import Conduct
+    from trickbag.study.executor import Event, LocalExecutor
+    from trickbag.study.spec import StudySpec
+
+app = typer.Typer(help="Measure what separates two recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
+BaselineOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe without the factors.")]
+CandidateOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe with all of them.")]
+DesignOption = Annotated[str, typer.Option(help="leave-one-out, one-at-a-time or ladder.")]
+SeedsOption = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7).")]
+TieOption = Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Changes that form one factor.")]
+OrderOption = Annotated[str, typer.Option(metavar="A,B,...", help="Order of a ladder's rungs.")]
+DeltaOption = Annotated[float, typer.Option(min=0, help="Effects within this many points count as none.")]
+AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Family-wise error rate.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of each run.")]
+OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The study's directory.")]
+
+
+def describe(
+    data: str,
+    baseline: str | None,
+    candidate: str | None,
+    set_: list[str] | None,
+    with_: list[str] | None,
+    without: list[str] | None,
+    design: str,
+    seeds: str,
+    tie: list[str] | None,
+    order: str,
+    delta: float,
+    alpha: float,
+    device: str,
+) -> StudySpec:
+    """The study that a command line describes."""
+    from trickbag.errors import UsageError, nearest
+    from trickbag.study.design import DESIGNS
+    from trickbag.study.spec import StudySpec
+
+    if design not in DESIGNS:
+        near = nearest(design, DESIGNS)
+        fix = f"did you mean {near}?" if near else None
+        raise UsageError(f"no design is called {design!r}", where="--design", expected=", ".join(DESIGNS), fix=fix)
+    if baseline and candidate and (with_ or without):
+        raise UsageError("--with and --without make one recipe from the other", expected="only one of the two recipes")
+    if not (baseline or candidate) or not (baseline and candidate or with_ or without):
+        raise UsageError(
+            "a study needs two recipes",
+            expected="--baseline and --candidate, or one of them with --with or --without",
+        )
+    first = read_recipe(baseline or candidate or "", set_, (), ())
+    changed = read_recipe(candidate or baseline or "", set_, with_, without)
+    chosen = (first, changed) if baseline else (changed, first)
+    return StudySpec(
+        baseline=chosen[0],
+        candidate=chosen[1],
+        data=read_data(data, set_),
+        design=design,  # type: ignore[arg-type]
+        seeds=_seeds(seeds),
+        ties=tuple(tuple(part.strip() for part in text.split(",")) for text in tie or ()),
+        order=tuple(part.strip() for part in order.split(",") if part.strip()),
+        delta=delta,
+        alpha=alpha,
+        device=device,
+    )
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from trickbag.errors import UsageError
+
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if "," not in text and len(seeds) == 1:
+        seeds = tuple(range(seeds[0]))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"{text!r} names no seeds", where="--seeds", expected="a count (3) or a list (0,1,7)")
+    return seeds
+
+
+@app.command()
+def plan(
+    data: DataArgument,
+    baseline: BaselineOption = None,
+    candidate: CandidateOption = None,
+    set_: SetOption = None,
+    with_: WithOption = None,
+    without: WithoutOption = None,
+    design: DesignOption = "leave-one-out",
+    seeds: SeedsOption = "3",
+    tie: TieOption = None,
+    order: OrderOption = "",
+    delta: DeltaOption = 0.5,
+    alpha: AlphaOption = 0.05,
+    measure: Annotated[bool, typer.Option(help="Time a few steps, for a cost in minutes.")] = False,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a study would train and what it could see, and train nothing."""
+    from trickbag.study.outline import outline
+
+    spec = describe(
+        data, baseline, candidate, set_, with_, without, design, seeds, tie, order, delta, alpha, "cpu"
+    )
+    figures = outline(spec)
+    out = console(quiet=as_json)
+    if not as_json:
+        show_outline(out, figures)
+    if measure:
+        import tempfile
+
+        from trickbag import api
+        from trickbag.engine.device import Device
+
+        spec = spec.model_copy(update={"device": Device(device).type})
+        with tempfile.TemporaryDirectory() as folder:
+            conduct = _conduct(spec, Path(folder) / "study", Path(folder) / "runs")
+            executor = api.make_executor(spec.device, workers)
+            seconds = conduct.estimate(_costs(conduct, executor, 1, out), executor.workers)
+        figures["seconds"] = seconds
+        out.print(f"about {_duration(seconds)} with {executor.workers} runs at once")
+    if as_json:
+        print_json(figures)
+
+
+def show_outline(out: Console, figures: dict[str, Any]) -> None:
+    """Print what :func:`trickbag.study.outline.outline` found."""
+    from rich.table import Table
+
+    table = Table("factor", "change", "", title=f"{len(figures['factors'])} factors", title_justify="left")
+    for factor in figures["factors"]:
+        table.add_row(factor["key"], factor["label"], "no training" if factor["passive"] else "")
+    out.print(table)
+    out.print(
+        f"{figures['design']}: {len(figures['arms'])} recipes x {figures['seeds']} seeds = {figures['naive_runs']} "
+        f"results from {figures['runs']} training runs of {figures['steps']} steps"
+        + (f" ({figures['naive_runs'] - figures['runs']} shared)" if figures["naive_runs"] > figures["runs"] else "")
+    )
+    sd = figures["detectable_in_sd"]
+    if sd is None:
+        out.print("[yellow]one seed gives no estimate of the noise: no interval, no verdict[/yellow]")
+    else:
+        out.print(
+            f"smallest effect it finds with 80 % power: {sd:.1f} sd of a paired difference; roughly "
+            f"{figures['detectable_points']:.1f} points, if accuracy lies near 80 % on "
+            f"{figures['selection_images']} selection images"
+        )
+
+
+def _conduct(spec: StudySpec, folder: Path, runs: Path) -> Conduct:
+    from trickbag import api
+
+    return api.prepare_study(spec, folder, runs)
+
+
+@app.command()
+def run(
+    data: DataArgument,
+    baseline: BaselineOption = None,
+    candidate: CandidateOption = None,
+    set_: SetOption = None,
+    with_: WithOption = None,
+    without: WithoutOption = None,
+    design: DesignOption = "leave-one-out",
+    seeds: SeedsOption = "3",
+    tie: TieOption = None,
+    order: OrderOption = "",
+    delta: DeltaOption = 0.5,
+    alpha: AlphaOption = 0.05,
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "",
+    out: OutOption = None,
+    runs: RunsOption = "runs",
+    workers: WorkersOption = None,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Plan, train what is missing, and report. The same command again goes on where it stopped."""
+    spec = describe(
+        data, baseline, candidate, set_, with_, without, design, seeds, tie, order, delta, alpha, device
+    )
+    from trickbag.engine.device import Device
+
+    spec = spec.model_copy(update={"device": Device(device).type, "title": title})
+    folder = out or Path("studies") / f"{spec.design}-{spec.digest}"
+    conduct_and_show(spec, folder, Path(runs), workers, threads, as_json)
+
+
+@app.command()
+def resume(
+    study: StudyArgument,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a study that was interrupted or killed; finished runs are not repeated."""
+    from trickbag.study.spec import StudyFolder
+
+    folder = StudyFolder(study)
+    conduct_and_show(folder.spec(), study, folder.runs, workers, threads, as_json)
+
+
+def conduct_and_show(
+    spec: StudySpec, folder: Path, runs: Path, workers: int | None, threads: int, as_json: bool
+) -> None:
+    """Run a study to its report, with live progress; exit status 130 if it was interrupted."""
+    from trickbag import api
+    from trickbag.study.outline import outline
+
+    out = console(quiet=as_json)
+    conduct = _conduct(spec, folder, runs)
+    show_outline(out, outline(spec, conduct.data.facts))
+    executor = api.make_executor(spec.device, workers, threads)
+    left = conduct.pending(threads)
+    total = len(conduct.trainings) * len(spec.seeds)
+    if left:
+        seconds = conduct.estimate(_costs(conduct, executor, threads, out), executor.workers)
+        out.print(f"{len(left)} of {total} runs to do, {executor.workers} at once: about {_duration(seconds)}")
+    with _progress(out, total, total - len(left)) as listen:
+        done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen)
+    if not done:
+        out.print(f"interrupted; go on with: trickbag study resume {folder}", soft_wrap=True)
+        raise typer.Exit(130)
+    show_report(conduct, out, as_json)
+
+
+def show_report(conduct: Conduct, out: Console, as_json: bool) -> None:
+    """Print a finished study's verdict and where its report is."""
+    from trickbag.report.content import ReportData
+    from trickbag.report.text import terminal
+
+    path = conduct.folder.path
+    text = (path / "report.json").read_text(encoding="utf-8")
+    if as_json:
+        print(text)
+        return
+    terminal(ReportData.from_json(text), out)
+    out.print(f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def _costs(conduct: Conduct, executor: LocalExecutor, threads: int, out: Console) -> dict[str, Any]:
+    with out.status("timing a few steps of each recipe"):
+        return conduct.measure_costs(executor, threads, lambda event: None)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _progress(out: Console, total: int, finished: int) -> Iterator[Callable[[Event], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=out) as bar:
+        overall = bar.add_task("runs", total=total, completed=finished, text="")
+        tasks: dict[str, TaskID] = {}
+
+        def listen(event: Event) -> None:
+            name = event.job.name
+            if event.kind == "status":
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name, total=event.detail.steps, text="")
+                metric = event.detail.metric
+                text = "" if metric is None else f"selection {metric:.1%}"
+                bar.update(tasks[name], completed=event.detail.step, text=text)
+            elif event.kind != "started":
+                if name in tasks:
+                    bar.remove_task(tasks.pop(name))
+                if event.kind == "done" and event.job.split == "selection":
+                    bar.advance(overall)
+                if event.kind in ("failed", "retried"):
+                    last = str(event.detail).strip().splitlines()[-1]
+                    bar.console.print(f"{event.kind}: {name}: {last}", style="yellow", soft_wrap=True)
+
+        yield listen
+
+
+@app.command()
+def status(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Say how far a study is."""
+    from trickbag import api
+    from trickbag.study.spec import StudyFolder
+
+    folder = StudyFolder(study)
+    conduct = api.prepare_study(folder.spec(), study, folder.runs)
+    rows = [
+        {"runs of": " = ".join(t.arms), "seed": seed, "state": conduct.state_of(t, seed)}
+        for t in conduct.trainings
+        for seed in conduct.spec.seeds
+    ]
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("finished", "diverged", "begun", "to do")}
+    failures = [event for event in folder.events("events") if event["event"] in ("failed", "retried")]
+    if as_json:
+        print_json({"counts": counts, "runs": rows, "failures": failures, "report": (study / "report.html").exists()})
+        return
+    out = console()
+    out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    for event in failures:
+        last = event["detail"].strip().splitlines()[-1]
+        out.print(f"{event['time']} {event['event']}: {event['job']}: {last}", soft_wrap=True)
+    if (study / "report.html").exists():
+        out.print(f"report: {study / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def report(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Write the report of what a study has so far; trains nothing."""
+    from trickbag import api
+    from trickbag.study.collect import write_report
+    from trickbag.study.spec import StudyFolder
+
+    folder = StudyFolder(study)
+    conduct = api.prepare_study(folder.spec(), study, folder.runs)
+    write_report(conduct)
+    show_report(conduct, console(quiet=as_json), as_json)

@@ -1,0 +1,195 @@
+"""From a spec to a data set: list, cut, decode, sum up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from trickbag.data.base import SPLITS, DataFacts, DataSet, DataSpec
+from trickbag.data.cache import cache_folder, load_json, save_json
+from trickbag.data.cut import Shares, assign
+from trickbag.data.decode import READER, Unreadable, header_size, quiet
+from trickbag.data.grouping import groups_of
+from trickbag.data.hashing import combine
+from trickbag.data.holding import Held, Pixels, hold
+from trickbag.data.listing import Listing, Mode, Progress
+from trickbag.data.serving import ImageSplit
+from trickbag.errors import DataError
+
+SAMPLE = 2000
+"""Training images over which mean and standard deviation are taken."""
+
+
+def load_set(spec: DataSpec, progress: Progress | None = None) -> DataSet:
+    """See :func:`trickbag.data.load`."""
+    import psutil
+
+    quiet()
+    listing, mode, place, facts = _prepare(spec, progress)
+    budget = spec.memory_share * psutil.virtual_memory().total
+    images = hold(listing, mode, budget, spec.cache, progress)
+    bad = np.flatnonzero(images.sizes[:, 0] == 0)
+    names = tuple(listing.names[i] for i in bad)
+    _check_bad(names, len(listing), spec, listing)
+    place[bad] = -1
+    splits = {}
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(place == number)
+        if not len(rows):
+            raise DataError(f"every image of the {split} split is unreadable", fix="replace the files")
+        splits[split] = ImageSplit(
+            images, rows, listing.labels[rows], tuple(listing.names[i] for i in rows), images.sizes[rows]
+        )
+    known = _remembered(facts.fingerprint)
+    if known is None or not known.mean:
+        mean, std = statistics(images, splits["train"].rows)
+        sizes = {name: len(split) for name, split in splits.items()}
+        known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, bad=names)
+        if spec.cache:
+            save_json(_memory(facts.fingerprint), dataclasses.asdict(known))
+    facts = dataclasses.replace(known, name=facts.name, sizes=MappingProxyType(dict(known.sizes)))
+    return DataSet(spec, facts, splits)
+
+
+def facts_of(spec: DataSpec) -> DataFacts:
+    """See :func:`trickbag.data.facts`."""
+    quiet()
+    return _prepare(spec, None)[3]
+
+
+def describe_set(data: DataSet) -> str:
+    """See :func:`trickbag.data.describe`."""
+    facts = data.facts
+    held = {
+        "resident": "in memory",
+        "cached": "decoded once, cached on disk",
+        "decoding": "decoded each time (too large for memory)",
+    }[getattr(data.splits["train"], "held", "resident")]
+    sizes = ", ".join(f"{name} {facts.sizes[name]:,}" for name in SPLITS)
+    height, width = facts.image_size
+    text = f"{facts.name}: {facts.num_classes} classes, about {height} x {width} pixels; {sizes}; {held}"
+    return text + (f"; {len(facts.bad)} unreadable images left out" if facts.bad else "")
+
+
+def fingerprint_of(content: str, shares: Shares, spec: DataSpec, mode: Mode, groups: np.ndarray | None) -> str:
+    """Hash of content, split and color mode, 32 hexadecimal digits."""
+    grouped = b"" if groups is None else groups.astype(np.int64).tobytes()
+    return combine((content.encode(), shares.identity(spec).encode(), mode.encode(), READER.encode(), grouped))
+
+
+def statistics(images: Held, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, 0 to 1, over up to 2,000 evenly spaced images.
+
+    Every image counts alike, whatever its size; of large ones every k-th row and column is taken.
+    """
+    chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)]
+    if isinstance(images, Pixels) and images.uniform and images.sizes[0].max() <= 64:
+        values = images.stack[chosen].astype(np.float64) / 255
+        mean, square = values.mean(axis=(0, 1, 2)), (values**2).mean(axis=(0, 1, 2))
+    else:
+        from trickbag.data.holding import WORKERS, ahead
+
+        def moments(row: int) -> np.ndarray:
+            image = images.image(row)
+            step = max(1, min(image.shape[:2]) // 128)
+            values = image[::step, ::step].astype(np.float32) / 255
+            return np.stack([values.mean(axis=(0, 1)), (values**2).mean(axis=(0, 1))]).astype(np.float64)
+
+        found = list(ahead(moments, chosen.tolist(), WORKERS, 4 * WORKERS))
+        mean, square = np.mean(found, axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return tuple(round(float(v), 6) for v in mean), tuple(round(float(v), 6) for v in std)
+
+
+def _prepare(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mode, np.ndarray, DataFacts]:
+    listing = _list(spec, progress)
+    mode: Mode = spec.mode or listing.mode
+    groups = groups_of(listing, spec.groups)
+    shares = Shares.of(spec, listing.counts)
+    place = assign(listing.labels, listing.classes, listing.given, groups, spec)
+    fingerprint = fingerprint_of(listing.content, shares, spec, mode, groups)
+    known = _remembered(fingerprint)
+    if known is not None:
+        return listing, mode, place, dataclasses.replace(known, name=listing.name)
+    facts = DataFacts(
+        name=listing.name,
+        classes=listing.classes,
+        channels=1 if mode == "gray" else 3,
+        sizes={split: int((place == number).sum()) for number, split in enumerate(SPLITS)},
+        image_size=_typical_size(listing),
+        fingerprint=fingerprint,
+    )
+    return listing, mode, place, facts
+
+
+def _list(spec: DataSpec, progress: Progress | None) -> Listing:
+    if spec.source == "digits":
+        from trickbag.data.digits import list_digits
+
+        return list_digits()
+    prefix, colon, name = spec.source.partition(":")
+    if colon and prefix.lower() == "torchvision":
+        from trickbag.data.vision import list_vision
+
+        return list_vision(name, progress)
+    source = Path(spec.source).expanduser()
+    if not source.exists():
+        raise DataError(f"there is no {spec.source}", expected="a folder or a Parquet file", fix="check the path")
+    if source.is_file() or _has_tables(source):
+        from trickbag.data.table import list_table
+
+        return list_table(source, spec, progress)
+    from trickbag.data.folder import list_folder
+
+    return list_folder(source, spec, progress)
+
+
+def _has_tables(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))
+
+
+def _typical_size(listing: Listing) -> tuple[int, int]:
+    if listing.pixels is not None:
+        return listing.pixels.shape[1], listing.pixels.shape[2]
+    assert listing.reader is not None
+    sizes = []
+    for source in listing.reader.sample():
+        try:
+            sizes.append(header_size(source))
+        except Unreadable:
+            continue
+    if not sizes:
+        raise DataError(f"none of the images of {listing.name} can be read", fix="check that the files are images")
+    height, width = np.median(np.array(sizes), axis=0)
+    return round(float(height)), round(float(width))
+
+
+def _check_bad(names: tuple[str, ...], total: int, spec: DataSpec, listing: Listing) -> None:
+    if len(names) <= spec.max_bad * total:
+        return
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise DataError(
+        f"{len(names)} of {total} images of {listing.name} cannot be read: {some}",
+        expected=f"at most {spec.max_bad:.3g} of them (max_bad)",
+        fix="replace or remove the files, or raise max_bad",
+    )
+
+
+def _memory(fingerprint: str) -> Path:
+    return cache_folder() / "facts" / f"{fingerprint}.json"
+
+
+def _remembered(fingerprint: str) -> DataFacts | None:
+    known: Any = load_json(_memory(fingerprint))
+    if not isinstance(known, Mapping):
+        return None
+    try:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return DataFacts(**values) if values["fingerprint"] == fingerprint else None
+    except (TypeError, KeyError):
+        return None

@@ -1,0 +1,109 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest, made visible by one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trickbag.engine.files import read_json, sync_folder, write_json
+from trickbag.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+STATE = "state.json"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file; ones that share memory are written apart."""
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(plain, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read weights: {error}", where=str(path)) from None
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write the checkpoint of ``step`` below ``folder``, then remove older ones.
+
+    Args:
+        folder: the run's ``checkpoint`` folder.
+        step: number of updates done.
+        tensors: file name (without suffix) -> named tensors.
+        state: JSON values.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, named in tensors.items():
+        save_tensors(temporary / f"{name}.safetensors", named)
+        with open(temporary / f"{name}.safetensors", "rb+") as file:
+            os.fsync(file.fileno())
+    write_json(temporary / STATE, {"step": step, "files": sorted(tensors), **state})
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    sync_folder(folder)
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint below ``folder``."""
+    found = sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    return next((path for path in found if _complete(path)), None)
+
+
+def _complete(path: Path) -> bool:
+    try:
+        state = read_json(path / STATE)
+        return all((path / f"{name}.safetensors").is_file() for name in state["files"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and JSON values."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            elif value is not None:
+                values[f"{index}.{name}"] = value
+    return tensors, values
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Undo :func:`pack_optimizer` on a fresh optimizer over the same parameters."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **values}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,184 @@
+"""Runs as directories whose name is the hash of everything that determines their numbers."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trickbag.data.base import DataFacts
+from trickbag.engine import checkpoint
+from trickbag.engine.files import read_json, write_json, write_text
+from trickbag.errors import CheckpointError
+from trickbag.recipe.model import Recipe
+from trickbag.recipe.read import dump, load
+from trickbag.tricks.base import PredictTrick, StopTrick
+
+NUMERIC_ROOMS = ("data", "engine", "functional", "tasks", "tricks", "plan.py", "rng.py")
+PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "trickbag")
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of everything that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "source"
+    return found
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Hash of the code that computes numbers, and of the version of torch."""
+    root = Path(__file__).parent.parent
+    files = [path for room in NUMERIC_ROOMS for path in sorted((root / room).rglob("*.py")) or [root / room]]
+    digest = hashlib.sha256(versions()["torch"].encode())
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def training_part(recipe: Recipe) -> dict[str, Any]:
+    """What determines a training run: the recipe less everything that acts only when predicting."""
+    plain = recipe.without(*(t.kind for t in recipe.tricks.of(PredictTrick)))
+    if not recipe.tricks.of(StopTrick):
+        plain = plain.replace(**dict.fromkeys(Recipe.PREDICT_ONLY))
+    data = plain.data()
+    if recipe.model.weights is not None:
+        data["model"]["weights"] = _file_digest(recipe.model.weights)
+    return data
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights: {error.strerror}", where=path) from None
+
+
+def run_id(recipe: Recipe, facts: DataFacts, seed: int, device_type: str = "cpu") -> str:
+    """Name of a run: same training recipe, data, seed, device type and code give the same name."""
+    parts = [training_part(recipe), facts.fingerprint, seed, device_type, code_version()]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory: ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoint/``, ``result.json``.
+
+    ``evaluations/`` beside them caches evaluations of the finished run.
+    """
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line; append-only but for what a resumed run repeats."""
+        return self.path / "metrics.jsonl"
+
+    def create(self, recipe: Recipe, about: dict[str, Any]) -> None:
+        """Make the directory and write what identifies the run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "run.json").exists():
+            write_text(self.path / "recipe.yaml", dump(recipe))
+            write_json(self.path / "run.json", about)
+
+    def about(self) -> dict[str, Any]:
+        """What identifies the run: seed, data, classes, code, threads.
+
+        Raises:
+            CheckpointError: this is no run directory.
+        """
+        try:
+            about: dict[str, Any] = read_json(self.path / "run.json")
+        except (OSError, json.JSONDecodeError):
+            raise CheckpointError(
+                f"{self.path} is not a run directory", expected="a folder with run.json and recipe.yaml"
+            ) from None
+        return about
+
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with."""
+        return load(self.path / "recipe.yaml")
+
+    def result(self) -> dict[str, Any] | None:
+        """Outcome of a run that ended (finished or diverged); None if it has not, or is damaged."""
+        try:
+            result: dict[str, Any] = read_json(self.path / "result.json")
+        except (OSError, json.JSONDecodeError):
+            return None
+        return result if result.get("status") in ("finished", "diverged") else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``; a torn last line is left out."""
+        rows = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to ``metrics.jsonl``."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate_metrics(self, size: int) -> None:
+        """Cut ``metrics.jsonl`` back to what it held when a checkpoint was written."""
+        if self.metrics_file.exists():
+            os.truncate(self.metrics_file, size)
+
+    def metrics_size(self) -> int:
+        """Bytes in ``metrics.jsonl``."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def newest_checkpoint(self) -> Path:
+        """The newest complete checkpoint.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = checkpoint.newest(self.path / "checkpoint")
+        if found is None:
+            raise CheckpointError(
+                f"{self.path} holds no checkpoint", fix="train it first, with the recipe.yaml inside it"
+            )
+        return found
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: a second process that wants to train it is refused.
+
+        Raises:
+            CheckpointError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise CheckpointError(
+                    f"another process is training {self.path}", fix="wait for it, or choose another --runs folder"
+                ) from None
+            yield

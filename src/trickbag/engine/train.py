@@ -1,0 +1,301 @@
+"""The training loop: a straight line over the stages of a plan."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trickbag import tasks
+from trickbag.data.base import DataSet
+from trickbag.engine.batches import TrainBatches
+from trickbag.engine.device import Device
+from trickbag.engine.evaluate import RAW, ReadOut, Weights, all_readouts, evaluate, main_readout, measure
+from trickbag.engine.files import read_json, write_json
+from trickbag.engine.interrupt import Interrupt
+from trickbag.engine.run import Run, code_version, run_id, versions
+from trickbag.engine.state import State, Trainee
+from trickbag.errors import UsageError
+from trickbag.plan import Plan
+from trickbag.rng import Stream
+
+CUDA_CHECK = 50
+"""Steps between looks at values on a CUDA device, each of which waits for it."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run is, for people who wait for it.
+
+    Attributes:
+        step, steps: updates done and planned.
+        epoch: epochs done.
+        loss: mean training loss since the last evaluation; NaN just after one.
+        metric: last primary metric of the raw weights on the selection split; None before the first.
+        images_per_second: over the whole time spent training.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    metric: float | None
+    images_per_second: float
+
+
+Progress = Callable[[Status], None]
+
+
+class Stopped(Exception):
+    """Training was interrupted after writing a checkpoint; the message is the run's directory."""
+
+
+def train(
+    plan: Plan,
+    data: DataSet,
+    *,
+    seed: int = 42,
+    runs: str | Path = "runs",
+    device: Device | None = None,
+    checkpoint_seconds: float = 60.0,
+    splits: Sequence[str] = ("selection", "test"),
+    readouts: Sequence[ReadOut] | None = None,
+    progress: Progress | None = None,
+    report_seconds: float = 0.2,
+) -> Run:
+    """Train a plan with one seed, or go on with a run that was interrupted, or return a finished one.
+
+    Args:
+        plan: what to train.
+        data: its images; must be what the plan was made for.
+        seed: seed of every random stream.
+        runs: folder of run directories.
+        device: where to compute; None chooses.
+        checkpoint_seconds: seconds between checkpoints.
+        splits: splits on which the read-outs are measured at the end.
+        readouts: what is measured at the end; None means raw and averaged, with and without predict tricks.
+        progress: told where the run is.
+        report_seconds: least time between two calls of ``progress``.
+
+    Returns:
+        The run; ``run.result()["status"]`` is ``"finished"`` or ``"diverged"``.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM arrived; the same call goes on from there.
+        CheckpointError: another process trains this run, or its directory holds something else.
+    """
+    device = device or Device()
+    run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, device.type))
+    if device.rank > 0:
+        _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
+        return run
+    with run.lock():
+        if run.result() is None:
+            result = _train(run, plan, data, seed, device, checkpoint_seconds, progress, report_seconds)
+            write_json(run.path / "result.json", result)
+        _measure_finished(run, plan, data, splits, readouts or all_readouts(plan), device)
+    return run
+
+
+def evaluation_steps(plan: Plan) -> frozenset[int]:
+    """The numbers of updates after which the selection split is evaluated; the last is one of them."""
+    timeline = plan.timeline
+    every = plan.recipe.evaluate_every * timeline.steps_per_epoch
+    count = math.floor(timeline.steps / every)
+    return frozenset({max(1, round(every * k)) for k in range(1, count + 1)} | {timeline.steps})
+
+
+def _train(
+    run: Run,
+    plan: Plan,
+    data: DataSet,
+    seed: int,
+    device: Device,
+    checkpoint_seconds: float,
+    progress: Progress | None,
+    report_seconds: float,
+) -> dict[str, Any]:
+    timeline, recipe = plan.timeline, plan.recipe
+    if timeline.batch_size % device.world:
+        raise UsageError(
+            f"batch_size {timeline.batch_size} cannot be shared evenly by {device.world} processes",
+            fix="choose a multiple of the number of processes",
+        )
+    task = tasks.of(recipe.task)
+    main = device.rank == 0
+    if main:
+        run.create(recipe, _about(plan, data, seed, device))
+    torch.set_num_threads(run.about()["threads"] if main else device.threads or 1)
+    fabric = device.start(plan.precision)
+
+    model = plan.build_model(Stream(seed))
+    model = model.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = plan.build_optimizer(model)
+    averages = {trick.kind: trick.start(model) for trick in plan.weights}
+    state = State()
+    trainee = Trainee(model, optimizer, averages, getattr(fabric._precision, "scaler", None), state)
+    if main or (run.path / "checkpoint").exists():
+        trainee.restore(run)
+    forward, stepper = fabric.setup(device.compiled(model), optimizer)
+    weights, loss_function = Weights(model, averages), plan.loss()
+
+    train_split, selection = data.splits["train"], data.splits["selection"]
+    labels = torch.from_numpy(train_split.labels)
+    batches = TrainBatches(plan, train_split, seed, device.rank, device.world)
+    dropout = Stream(seed, "model")
+    evaluations = evaluation_steps(plan)
+    check_every = 1 if device.type == "cpu" else CUDA_CHECK
+    clock = state.clock
+    loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=device.torch_device)
+    saved = reported = time.perf_counter()
+    forward.train()
+
+    with Interrupt() as interrupt:
+        source = iter(train_split.batches(batches.requests(state.step)))
+        while state.step < timeline.steps and not state.stopped:
+            step = state.step
+            began = time.perf_counter()
+            images = next(source).to(device.torch_device, non_blocking=True)
+            fetched = time.perf_counter()
+            own = labels[torch.from_numpy(batches.indices(step)[batches.slice])].to(device.torch_device)
+            images, targets = batches.prepare(images, task.targets(own, data.facts.num_classes), step)
+            augmented = time.perf_counter()
+
+            torch.manual_seed(dropout.key(step * device.world + device.rank))
+            loss = loss_function(forward(images), targets).mean()
+            fabric.backward(loss)
+            loss_sum += loss.detach()
+            looking = (step + 1) % check_every == 0 or step + 1 in evaluations
+            if looking and device.agree(not math.isfinite(float(loss_sum))):
+                return _diverged(run, plan, trainee, float(loss.detach()), device)
+            rate = plan.learning_rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            stepper.step()
+            stepper.zero_grad()
+            stepped = time.perf_counter()
+            for trick in plan.weights:
+                trick.update(averages[trick.kind], model, step, timeline)
+            state.step = step = step + 1
+            done = time.perf_counter()
+            clock.data += fetched - began
+            clock.augment += augmented - fetched
+            clock.step += stepped - augmented
+            clock.other += done - stepped
+
+            if step in evaluations:
+                row: dict[str, Any] = {
+                    "step": step,
+                    "epoch": step / timeline.steps_per_epoch,
+                    "lr": rate,
+                    "train_loss": device.mean(loss_sum) / (step - state.evaluated),
+                }
+                for kind in (RAW, *averages):
+                    row[kind] = measure(weights, ReadOut(kind, (), *recipe.evaluation), plan, selection)
+                clock.evaluate += time.perf_counter() - done
+                if main:
+                    run.append(row | {"seconds": round(clock.training, 3)})
+                state.history.append(row[RAW][task.primary])
+                state.evaluated = step
+                loss_sum.zero_()
+                state.stopped = any([trick.stop(state.history) for trick in plan.stops])
+
+            now = time.perf_counter()
+            if progress and (now - reported >= report_seconds or step == timeline.steps):
+                reported = now
+                since = step - state.evaluated
+                progress(
+                    Status(
+                        step,
+                        timeline.steps,
+                        step / timeline.steps_per_epoch,
+                        float(loss_sum) / since if since else math.nan,
+                        state.history[-1] if state.history else None,
+                        step * timeline.batch_size / max(clock.training, 1e-9),
+                    )
+                )
+            finished = step == timeline.steps or state.stopped
+            drain = step % check_every == 0 and device.agree(interrupt.requested)
+            if main and (finished or drain or now - saved > checkpoint_seconds):
+                state.loss_sum = float(loss_sum)
+                trainee.save(run, finished=finished)
+                saved = time.perf_counter()
+                clock.checkpoint += saved - now
+            if drain and not finished:
+                raise Stopped(str(run.path))
+    return _outcome(run, plan, trainee, "finished", device)
+
+
+def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "recipe": plan.recipe.digest,
+        "data": data.spec.model_dump(mode="json"),
+        "facts": asdict(data.facts) | {"sizes": dict(data.facts.sizes)},
+        "code": code_version(),
+        "versions": versions(),
+        "device": device.type,
+        "threads": device.threads,
+        "processes": device.world,
+    }
+
+
+def _outcome(run: Run, plan: Plan, trainee: Trainee, status: str, device: Device) -> dict[str, Any]:
+    state, clock = trainee.state, trainee.state.clock
+    images = state.step * plan.timeline.batch_size
+    return {
+        "status": status,
+        "run": run.id,
+        "steps": state.step,
+        "epochs": state.step / plan.timeline.steps_per_epoch,
+        "stopped_early": state.stopped,
+        "parameters": sum(p.numel() for p in trainee.model.parameters()),
+        "metrics": {},
+        "cost": {
+            "seconds": round(clock.training + clock.evaluate + clock.checkpoint, 3),
+            "training_seconds": round(clock.training, 3),
+            "images_per_second": round(images / max(clock.training, 1e-9), 1),
+            "outside_forward_backward": round(1 - clock.step / max(clock.training, 1e-9), 4),
+            "by_part": {name: round(value, 3) for name, value in asdict(clock).items()},
+            "peak_memory_bytes": device.peak_memory(),
+        },
+    }
+
+
+def _diverged(run: Run, plan: Plan, trainee: Trainee, loss: float, device: Device) -> dict[str, Any]:
+    gradients = [p.grad.norm() for p in trainee.model.parameters() if p.grad is not None]
+    step = trainee.state.step
+    rows = run.metrics()
+    return _outcome(run, plan, trainee, "diverged", device) | {
+        "diagnosis": {
+            "step": step,
+            "epoch": step / plan.timeline.steps_per_epoch,
+            "loss": repr(loss),
+            "learning_rate": plan.learning_rate(step),
+            "gradient_norm": repr(float(torch.stack(gradients).norm())) if gradients else None,
+            "last_finite_loss": rows[-1]["train_loss"] if rows else None,
+            "seen_within_steps": 1 if device.type == "cpu" else CUDA_CHECK,
+        }
+    }
+
+
+def _measure_finished(
+    run: Run, plan: Plan, data: DataSet, splits: Sequence[str], readouts: Sequence[ReadOut], device: Device
+) -> None:
+    result = read_json(run.path / "result.json")
+    if result["status"] != "finished":
+        return
+    before = json.dumps(result)
+    for split in splits:
+        found = evaluate(run, plan, data, readouts, split, device.torch_device)
+        labelled = {readout.label: found[readout.digest] for readout in readouts}
+        result["metrics"][split] = result["metrics"].get(split, {}) | labelled
+    result["main"] = main_readout(plan).label
+    if json.dumps(result) != before:
+        write_json(run.path / "result.json", result)

@@ -1,0 +1,1 @@
+"""Pure tensor functions and small modules behind the tricks; torch is all that they import."""

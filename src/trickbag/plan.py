@@ -1,0 +1,308 @@
+"""Recipe + facts of the data -> Plan: resolved, checked and ordered, or every conflict at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from trickbag.data.base import DataFacts
+from trickbag.errors import PlanError, Problem, TrickbagError
+from trickbag.recipe.model import Recipe
+from trickbag.rng import Stream
+from trickbag.tricks.base import (
+    Bag,
+    CropTrick,
+    ImageTrick,
+    LossTrick,
+    MixTrick,
+    ModelTrick,
+    OptimizerTrick,
+    ParamGroup,
+    ParamGroupTrick,
+    PrecisionTrick,
+    PredictTrick,
+    ScheduleTrick,
+    StopTrick,
+    Timeline,
+    WeightsTrick,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trickbag.tasks.preprocessing import Preprocessing
+    from trickbag.tricks.base import Loss, Predictor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a trick may look at when it resolves or checks itself.
+
+    Attributes:
+        recipe: the recipe as written.
+        facts: facts of the data.
+        device_type: ``"cpu"`` or ``"cuda"``.
+        timeline: length of the run.
+    """
+
+    recipe: Recipe
+    facts: DataFacts
+    device_type: str = "cpu"
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Length of the run in steps; an incomplete last batch of an epoch is dropped, never the only one."""
+        per_epoch = max(1, self.facts.sizes["train"] // self.recipe.batch_size)
+        steps = max(1, math.ceil(self.recipe.epochs * per_epoch - 1e-9))
+        timeline = Timeline(steps, per_epoch, 0, self.recipe.batch_size)
+        warmup = sum(t.warmup_steps(timeline) for t in self.recipe.tricks.of(ScheduleTrick))
+        return Timeline(steps, per_epoch, warmup, self.recipe.batch_size)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """Mean, std, sizes and interpolation that belong to pretrained weights; None without any."""
+        from trickbag.tasks.preprocessing import preprocessing_of
+
+        return preprocessing_of(self.recipe.model) if self.recipe.model.starts_pretrained else None
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model on the meta device, before any trick has edited it. Look, do not touch."""
+        from trickbag.tasks.classification import build_model
+
+        return build_model(self.recipe.model, self.facts, Stream(0, "init"), device="meta")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One program: what the engine executes, in the order in which it does so.
+
+    Attributes:
+        recipe: the recipe with every trick resolved.
+        facts: facts of the data.
+        timeline: length of the run.
+        notes: things worth telling the user.
+    """
+
+    recipe: Recipe
+    facts: DataFacts
+    timeline: Timeline
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bag(self) -> Bag:
+        """The resolved tricks."""
+        return self.recipe.tricks
+
+    @cached_property
+    def crop(self) -> CropTrick | None:
+        """Chooses training crops; None means the largest centered square."""
+        return next(iter(self.bag.of(CropTrick)), None)
+
+    @cached_property
+    def train_images(self) -> tuple[ImageTrick, ...]:
+        """What happens to training images."""
+        return self.bag.of(ImageTrick)
+
+    @cached_property
+    def eval_images(self) -> tuple[ImageTrick, ...]:
+        """What happens to every image, also when predicting."""
+        return tuple(t for t in self.bag.of(ImageTrick) if not t.training_only)
+
+    @cached_property
+    def mix(self) -> tuple[MixTrick, ...]:
+        """What combines images and targets."""
+        return self.bag.of(MixTrick)
+
+    @cached_property
+    def weights(self) -> tuple[WeightsTrick, ...]:
+        """Averages kept beside the raw weights."""
+        return self.bag.of(WeightsTrick)
+
+    @cached_property
+    def predict(self) -> tuple[PredictTrick, ...]:
+        """What changes predictions."""
+        return self.bag.of(PredictTrick)
+
+    @cached_property
+    def stops(self) -> tuple[StopTrick, ...]:
+        """What may end training early."""
+        return self.bag.of(StopTrick)
+
+    @cached_property
+    def schedules(self) -> tuple[ScheduleTrick, ...]:
+        """What multiplies the learning rate."""
+        return self.bag.of(ScheduleTrick)
+
+    @cached_property
+    def optimizer(self) -> OptimizerTrick:
+        """The optimizer; an empty slot means plain SGD."""
+        from trickbag.tricks.optimization import DEFAULT
+
+        return next(iter(self.bag.of(OptimizerTrick)), DEFAULT)
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic, in Lightning Fabric's words."""
+        return next((t.precision() for t in self.bag.of(PrecisionTrick)), "32-true")
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update numbered ``step`` (from 0)."""
+        factors = (t.factor(step, self.timeline) for t in self.schedules)
+        return self.optimizer.lr * math.prod(factors)
+
+    def build_model(self, stream: Stream, device: str = "cpu") -> nn.Module:
+        """The edited model with initial weights, which depend on ``stream`` alone."""
+        from trickbag import tasks
+
+        init = stream.child("init")
+        model = tasks.of(self.recipe.task).build_model(self.recipe.model, self.facts, init, device)
+        for trick in self.bag.of(ModelTrick):
+            model = trick.edit(model, init.child(trick.kind))
+        return model
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over the model's parameter groups."""
+        return self.optimizer.build(parameter_groups(model, self.bag.of(ParamGroupTrick)))
+
+    def loss(self) -> Loss:
+        """The wrapped loss over dense targets."""
+        from trickbag import tasks
+
+        loss: Loss = tasks.of(self.recipe.task).loss
+        for trick in self.bag.of(LossTrick):
+            loss = trick.wrap(loss)
+        return loss
+
+    def wrap_predictor(self, predict: Predictor) -> Predictor:
+        """A predictor with this plan's predict tricks."""
+        for trick in self.predict:
+            predict = trick.wrap(predict)
+        return predict
+
+
+def parameter_groups(model: nn.Module, tricks: tuple[ParamGroupTrick, ...] = ()) -> list[ParamGroup]:
+    """Trainable parameters in one group with their names, then split by ``tricks``."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: list[ParamGroup] = [{"params": [p for _, p in named], "names": [name for name, _ in named]}]
+    for trick in tricks:
+        groups = trick.groups(model, groups)
+    return [group for group in groups if group["params"]]
+
+
+def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe: bool = True) -> Plan:
+    """Resolve, check and order a recipe for a data set.
+
+    Args:
+        recipe: what to train.
+        facts: facts of the data.
+        device_type: ``"cpu"`` or ``"cuda"``.
+        probe: also build the model on the meta device, edit it and pass one image through it. Needs
+            torch; without it only conflicts that need no model are found.
+
+    Raises:
+        PlanError: with every conflict found.
+    """
+    problems = [*_bag_problems(recipe.tricks), *_budget_problems(recipe, facts)]
+    notes: list[str] = []
+    context = Context(recipe, facts, device_type)
+    if probe:
+        try:
+            _ = context.model, context.preprocessing
+        except TrickbagError as error:
+            raise PlanError((*problems, *error.problems)) from None
+        tricks = [trick.resolve(context) for trick in recipe.tricks.values()]
+        recipe = recipe.replace(tricks=Bag(tricks))
+        for trick in tricks:
+            problems += trick.check(context)
+            notes += (f"{trick.kind}: {note}" for note in trick.notes(context))
+    plan = Plan(recipe, facts, context.timeline, tuple(notes))
+    if probe:
+        problems += _model_problems(plan, {p.where for p in problems})
+    if problems:
+        raise PlanError(problems)
+    return plan
+
+
+def conflicts(bag: Bag) -> tuple[Problem, ...]:
+    """Slots filled twice, missing requirements and exclusions among the tricks of a bag."""
+    return tuple(_bag_problems(bag))
+
+
+def _bag_problems(bag: Bag) -> Iterator[Problem]:
+    slots: dict[str, list[str]] = {}
+    for kind, trick in bag.items():
+        if trick.slot:
+            slots.setdefault(trick.slot, []).append(kind)
+        for needed in trick.requires:
+            if needed not in bag:
+                yield Problem(f"needs {needed}", f"trick {kind}", fix=f"add it: --with {needed}")
+        for other, reason in trick.excludes.items():
+            if other in bag and (other > kind or kind not in bag[other].excludes):
+                fix = f"remove one: --without {kind} or --without {other}"
+                yield Problem(f"{kind} and {other} do not go together: {reason}", f"trick {kind}", fix=fix)
+    for slot, kinds in slots.items():
+        if len(kinds) > 1:
+            fix = "keep one: " + " or ".join(f"--without {kind}" for kind in kinds)
+            yield Problem(f"{' and '.join(kinds)} both fill the slot {slot!r}", "recipe", fix=fix)
+
+
+def _budget_problems(recipe: Recipe, facts: DataFacts) -> Iterator[Problem]:
+    count = facts.sizes["train"]
+    if recipe.batch_size > count:
+        yield Problem(
+            f"batch_size {recipe.batch_size} is more than the {count} training images",
+            "recipe",
+            fix=f"--set batch_size={max(1, count // 4)}",
+        )
+    resize, crop = recipe.evaluation
+    if resize < crop:
+        yield Problem(
+            f"eval_resize {resize} is smaller than the crop of {crop} px taken from it",
+            "recipe",
+            expected=f"eval_resize of at least {crop}",
+        )
+
+
+def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:
+    """Edit and run the model on the meta device; tricks that already have a problem are left out."""
+    import torch
+
+    from trickbag import tasks
+
+    spec = plan.recipe.model
+    init = Stream(0, "init")
+    model = tasks.of(plan.recipe.task).build_model(spec, plan.facts, init, "meta")
+    for trick in plan.bag.of(ModelTrick):
+        if f"trick {trick.kind}" in known:
+            continue
+        try:
+            model = trick.edit(model, init.child(trick.kind))
+        except TrickbagError as error:
+            for p in error.problems:
+                fix = p.fix or f"remove it: --without {trick.kind}"
+                yield Problem(p.what, f"trick {trick.kind}", p.expected, fix)
+    model.eval()
+    for name, size in {"image_size": plan.recipe.image_size, "eval_size": plan.recipe.evaluation[1]}.items():
+        image = torch.empty(2, plan.facts.channels, size, size, device="meta")
+        try:
+            with torch.no_grad():
+                out = model(image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            yield Problem(
+                f"model {spec.name} cannot take images of {size} px: {reason}",
+                f"recipe, {name}",
+                fix="choose another size, or a model made for it (`trickbag recipes` shows small ones)",
+            )
+            return
+        if tuple(out.shape) != (2, plan.facts.num_classes):
+            shape = tuple(out.shape)
+            yield Problem(
+                f"model {spec.name} returns {shape}, not (2, {plan.facts.num_classes})", "recipe, model"
+            )
+            return

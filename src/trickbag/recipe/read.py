@@ -1,0 +1,293 @@
+"""Recipe files: YAML with ``extends`` and ``without``, errors with file and line, overrides."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trickbag.errors import Problem, RecipeError, nearest
+from trickbag.recipe.model import Recipe, explain, read_bag
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass
+class Draft:
+    """A recipe in the making: plain data, and where each value was written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[Path_, str] = field(default_factory=dict)
+
+    def where(self, path: Path_) -> str | None:
+        """The most precise known origin of ``path``."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.origin:
+                return self.origin[path[:end]]
+        return None
+
+    def put(self, path: Path_, value: Any, where: str) -> None:
+        """Set one value, making the mappings on the way."""
+        target = self.values
+        for part in path[:-1]:
+            if not isinstance(target.get(part), dict):
+                target[part] = {}
+            target = target[part]
+        if isinstance(value, Mapping) and isinstance(target.get(path[-1]), dict):
+            for key, inner in value.items():
+                self.put((*path, key), inner, where)
+        else:
+            target[path[-1]] = dict(value) if isinstance(value, Mapping) else value
+        self.origin[path] = where
+
+    def drop(self, kind: str, where: str) -> None:
+        """Remove a trick."""
+        tricks = self.values.get("tricks") or {}
+        if kind not in tricks:
+            near = nearest(kind, tricks)
+            raise RecipeError(
+                f"cannot remove {kind!r}: it is not in the recipe",
+                where=where,
+                expected="one of " + ", ".join(sorted(tricks)) if tricks else "a recipe with tricks",
+                fix=f"did you mean {near}?" if near else None,
+            )
+        del tricks[kind]
+
+    def finish(self, where: str) -> Recipe:
+        """Validate everything; every problem is reported at once."""
+        from pydantic import ValidationError
+
+        values = dict(self.values)
+        tricks = values.pop("tricks", None) or {}
+        problems: list[tuple[Path_, Problem]] = []
+        if not isinstance(tricks, Mapping):
+            problems.append((("tricks",), Problem("tricks is not a mapping", expected="trick: {setting: value}")))
+            tricks = {}
+        bag, found = read_bag(tricks)
+        problems += [(("tricks", *path), problem) for path, problem in found]
+        recipe = None
+        try:
+            recipe = Recipe(**values, tricks=bag)
+        except ValidationError as error:
+            problems += explain(error, Recipe)
+        if problems:
+            raise RecipeError(
+                Problem(p.what, self.where(path) or where, p.expected, p.fix) for path, p in problems
+            )
+        assert recipe is not None
+        return recipe
+
+
+def load(
+    name: str | Path,
+    *,
+    set_: Sequence[str] = (),
+    with_: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> Recipe:
+    """Read a recipe by published name or file, then apply overrides (without, then with, then set).
+
+    Args:
+        name: name of a published recipe, or a YAML file.
+        set_: ``key=value`` texts: ``epochs=5``, ``model.name=resnet20``, ``mixup.alpha=0.4``.
+        with_: tricks to add: ``mixup`` or ``mixup:alpha=0.4,p=0.5``; one in the same slot gives way.
+        without: kinds of tricks to remove.
+
+    Raises:
+        RecipeError: anything wrong, with file, line and nearest name.
+    """
+    draft = _draft(name, ())
+    for kind in without:
+        draft.drop(kind, f"--without {kind}")
+    for text in with_:
+        kind, settings = _trick_text(text)
+        _put_trick(draft, kind, settings, f"--with {text}")
+    for text in set_:
+        path, value = _assignment(text)
+        draft.put(path, value, f"--set {text}")
+    return draft.finish(str(name))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML that :func:`load` reads back to an equal recipe."""
+    from ruamel.yaml import YAML
+
+    data = recipe.data()
+    about = recipe.about.model_dump(mode="json", exclude_defaults=True)
+    if about:
+        data = {"about": about} | data
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    yaml.dump(data, stream)
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=1)
+def published() -> Mapping[str, Path]:
+    """The recipes that come with trickbag, by name."""
+    folder = Path(str(resources.files("trickbag"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def yaml_value(text: str) -> Any:
+    """One YAML 1.2 value, as ``--set`` and ``--with`` take them."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError:
+        return text
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[Path_, str]]:
+    """Plain data of a YAML file, and ``file:line`` of every value by its path.
+
+    Raises:
+        RecipeError: the file is missing, not text, or not YAML.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise RecipeError(f"cannot read {path}: {reason}", fix="check the path") from None
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(
+            f"not valid YAML: {error.problem or error.context}", where=f"{path}:{line}", expected="YAML 1.2"
+        ) from None
+    except YAMLError as error:
+        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from None
+    origin = {position: f"{path}:{line}" for position, line in _lines(tree, ())}
+    return _plain(tree), origin
+
+
+def _lines(node: Any, path: Path_) -> Iterator[tuple[Path_, int]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            position = node.lc.key(key)  # type: ignore[attr-defined]
+            yield (*path, key), position[0] + 1
+            yield from _lines(value, (*path, key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield (*path, index), node.lc.item(index)[0] + 1  # type: ignore[attr-defined]
+            yield from _lines(value, (*path, index))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _draft(name: str | Path, seen: tuple[Path, ...], where: str | None = None, base: Path | None = None) -> Draft:
+    path = _locate(str(name), where, base)
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise RecipeError(f"extends goes in a circle: {chain}", where=where)
+    raw, origin = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise RecipeError("a recipe is a mapping", where=f"{path}:1", expected="model, epochs, tricks, ...")
+    parent = raw.pop("extends", None)
+    removed = raw.pop("without", None) or []
+    if parent is None:
+        draft = Draft()
+    elif isinstance(parent, str):
+        draft = _draft(parent, (*seen, path), origin[("extends",)], path.parent)
+        draft.values.pop("about", None)
+    else:
+        raise RecipeError("extends is not a name", where=origin[("extends",)], expected="a recipe name or file")
+    if not isinstance(removed, list):
+        removed = [removed]
+    for index, kind in enumerate(removed):
+        draft.drop(str(kind), origin.get(("without", index), origin.get(("without",), str(path))))
+    tricks = raw.pop("tricks", None)
+    if isinstance(tricks, dict):
+        for kind, settings in tricks.items():
+            _put_trick(draft, kind, {} if settings is None else settings, origin[("tricks", kind)])
+    elif tricks is not None:
+        draft.put(("tricks",), tricks, origin[("tricks",)])
+    for key, value in raw.items():
+        if key == "model" and isinstance(value, str):
+            draft.values.pop("model", None)
+            value = {"name": value}
+        draft.put((key,), value, origin[(key,)])
+    weights = draft.values.get("model", {})
+    if isinstance(weights, dict) and "weights" in (raw.get("model") if isinstance(raw.get("model"), dict) else {}):
+        file = path.parent / str(weights["weights"])
+        weights["weights"] = str(file if file.exists() else weights["weights"])
+    draft.origin.update(origin)
+    return draft
+
+
+def _locate(name: str, where: str | None, base: Path | None) -> Path:
+    if name in published():
+        return published()[name]
+    path = Path(name).expanduser()
+    for candidate in ([base / path] if base is not None else []) + [path]:
+        if candidate.is_file():
+            return candidate.resolve()
+    near = nearest(name, published())
+    fix = f"did you mean {near}?" if near else "`trickbag recipes` lists them all"
+    raise RecipeError(f"no recipe is called {name!r}, and no such file", where=where, fix=fix)
+
+
+def _put_trick(draft: Draft, kind: str, settings: Any, where: str) -> None:
+    """Add a trick to a draft: it replaces one in the same slot and is merged into one of its own kind."""
+    from trickbag.tricks import catalogue
+
+    tricks = draft.values.setdefault("tricks", {})
+    known = catalogue()
+    slot = known[kind].slot if kind in known else None
+    if slot and isinstance(tricks, dict):
+        for other in [o for o in tricks if o != kind and o in known and known[o].slot == slot]:
+            del tricks[other]
+    if isinstance(tricks, dict) and tricks.get(kind, 0) is None:
+        tricks[kind] = {}
+    draft.put(("tricks", kind), settings, where)
+
+
+def _trick_text(text: str) -> tuple[str, dict[str, Any]]:
+    kind, _, rest = text.partition(":")
+    if not rest:
+        return kind.strip(), {}
+    value = yaml_value("{" + rest.replace("=", ": ") + "}")
+    if not isinstance(value, dict):
+        raise RecipeError(f"cannot read {text!r}", where="--with", expected="KIND or KIND:setting=value,...")
+    return kind.strip(), value
+
+
+def _assignment(text: str) -> tuple[Path_, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"cannot read {text!r}", where="--set", expected="key=value, for example epochs=5")
+    path = tuple(key.strip().split("."))
+    from trickbag.tricks import catalogue
+
+    if path[0] in catalogue():
+        path = ("tricks", *path)
+    elif path[0] not in Recipe.model_fields:
+        near = nearest(path[0], [*Recipe.model_fields, *catalogue()])
+        raise RecipeError(
+            f"there is no setting {key.strip()!r}",
+            where=f"--set {text}",
+            expected="a recipe's field or TRICK.setting",
+            fix=f"did you mean {near}?" if near else None,
+        )
+    return path, yaml_value(value)

@@ -1,0 +1,1 @@
+"""Studies: the difference between two recipes, measured."""

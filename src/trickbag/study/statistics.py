@@ -1,0 +1,530 @@
+"""What the runs of a study say about each factor: effects, intervals, verdicts, and what was out of reach.
+
+Values are percentage points of the primary metric (0 to 100). Runs that share a seed form a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from trickbag.errors import StudyError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[Any]
+
+Verdict = Literal["helps", "hurts", "equivalent", "undetected"]
+Values = Mapping[str, Mapping[int, float | None]]
+
+POWER = 0.8
+HETEROSCEDASTIC_LEVEL = 0.01
+_NULL_DRAWS = 1999
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One question: what does ``factor`` buy, read off as arm ``plus`` minus arm ``minus``."""
+
+    factor: str
+    plus: str
+    minus: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The answer to one contrast, in percentage points.
+
+    Attributes:
+        factor: what was switched.
+        estimate: effect; None if the arms share no usable run.
+        low: lower end of the individual ``1 - alpha`` interval; None if there is no estimate of the noise.
+        high: its upper end.
+        low_simultaneous: lower end of the Bonferroni interval over all factors.
+        high_simultaneous: its upper end.
+        se: standard error.
+        df: degrees of freedom of ``se``.
+        p: two-sided p-value.
+        p_holm: p-value after Holm's correction over all factors.
+        verdict: helps, hurts, equivalent (to zero, within the margin), or undetected.
+        detectable: smallest effect found with 80 % power at the Bonferroni-corrected level.
+        n_pairs: seeds for which both arms have a value.
+        pairs: ``(seed, difference)`` for each of them.
+        plus: arm with the factor.
+        minus: arm without it.
+        note: why an interval is missing, or what else to know.
+    """
+
+    factor: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    low_simultaneous: float | None
+    high_simultaneous: float | None
+    se: float | None
+    df: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict
+    detectable: float | None
+    n_pairs: int
+    pairs: tuple[tuple[int, float], ...]
+    plus: str
+    minus: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All effects of a study and the noise they were judged by.
+
+    Attributes:
+        effects: one for each contrast, in the order given.
+        sd_paired: standard deviation of the difference of two runs with one seed; None if not estimable.
+        sd_unpaired: the same for two runs with different seeds.
+        correlation: correlation between runs with one seed; ``(sd_paired / sd_unpaired)**2 = 1 - correlation``.
+        heteroscedastic: True if the factors' noise differs, and each was judged by its own differences.
+        heteroscedastic_p: p-value of that check; None if it could not be made.
+        method: the method in words, fit for a paper.
+        missing: ``(arm, seed)`` of each run without a value, diverged ones included.
+        alpha: level of the tests.
+        delta: margin of equivalence in points.
+        overall: candidate minus baseline, outside the family of the factors.
+    """
+
+    effects: tuple[Effect, ...]
+    sd_paired: float | None
+    sd_unpaired: float | None
+    correlation: float | None
+    heteroscedastic: bool
+    heteroscedastic_p: float | None
+    method: str
+    missing: tuple[tuple[str, int], ...]
+    alpha: float
+    delta: float
+    overall: Effect | None = None
+
+
+def analyze(
+    values: Values,
+    contrasts: Sequence[Contrast],
+    *,
+    alpha: float = 0.05,
+    delta: float = 0.0,
+    overall: Contrast | None = None,
+) -> Analysis:
+    """Judge every contrast of a study.
+
+    The model is a randomized block design, ``y[arm, seed] = arm + seed + e``, fitted by least squares: paired
+    differences whose variance is pooled over the factors, done right for factors that share an arm. Where a check
+    at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t test instead.
+
+    Args:
+        values: primary metric in points by arm and seed; None, NaN or absence means a run without a value.
+        contrasts: one for each factor.
+        alpha: family-wise level of the claims, and level of the intervals.
+        delta: margin within which an effect counts as zero, in points; 0 claims no equivalence.
+        overall: candidate against baseline, judged by itself.
+
+    Raises:
+        StudyError: a contrast names an unknown arm, a factor comes twice, or alpha or delta is out of range.
+    """
+    _check(values, contrasts, alpha, delta, overall)
+    arms = list(values)
+    seeds = sorted({seed for runs in values.values() for seed in runs})
+    y, missing = _table(values, arms, seeds)
+    twins = _twins(y)
+    fit = _Fit(y, twins)
+    rows = {arm: i for i, arm in enumerate(arms)}
+    ends = [(rows[c.plus], rows[c.minus]) for c in contrasts]
+    check_p = _heteroscedasticity(y, twins, ends)
+    heteroscedastic = check_p is not None and check_p <= HETEROSCEDASTIC_LEVEL
+
+    def measure(contrast: Contrast) -> _Measured:
+        return _measure(y, seeds, fit, rows[contrast.plus], rows[contrast.minus], own=heteroscedastic)
+
+    measured = [measure(c) for c in contrasts]
+    adjusted = _holm([m.p for m in measured], alpha)
+    family = max(1, len(contrasts))
+    effects = tuple(
+        _judge(c, m, p_holm, alpha, delta, family)
+        for c, m, p_holm in zip(contrasts, measured, adjusted, strict=True)
+    )
+    whole = None
+    if overall is not None:
+        m = measure(overall)
+        whole = _judge(overall, m, m.p, alpha, delta, 1)
+    sd_unpaired, correlation = fit.unpaired()
+    return Analysis(
+        effects=effects,
+        sd_paired=None if fit.mse is None else math.sqrt(2 * fit.mse),
+        sd_unpaired=sd_unpaired,
+        correlation=correlation,
+        heteroscedastic=heteroscedastic,
+        heteroscedastic_p=check_p,
+        method=_method(alpha, delta, heteroscedastic, check_p, fit, len(missing)),
+        missing=missing,
+        alpha=alpha,
+        delta=delta,
+        overall=whole,
+    )
+
+
+def smallest_detectable(
+    sd_paired: float, seeds: int, factors: int, arms: int, alpha: float = 0.05, power: float = POWER
+) -> float:
+    """Smallest effect that a study of this size finds with probability ``power``, in the unit of ``sd_paired``.
+
+    Two-sided, at the Bonferroni-corrected level ``alpha / factors``, with the variance pooled over ``arms``.
+    Infinite with fewer than two seeds or two arms: such a study has no estimate of its noise.
+    """
+    df = (arms - 1) * (seeds - 1)
+    if df < 1:
+        return math.inf
+    return sd_paired / math.sqrt(seeds) * _noncentrality(df, alpha / max(1, factors), power)
+
+
+def binomial_sd(accuracy: float, images: int) -> float:
+    """Standard deviation, in points, of an accuracy (in points, 0 to 100) measured on ``images`` images.
+
+    Raises:
+        StudyError: accuracy outside 0 to 100, or no images.
+    """
+    if not 0 <= accuracy <= 100 or images < 1:
+        raise StudyError(
+            f"accuracy {accuracy:g} on {images} images",
+            expected="an accuracy in percentage points from 0 to 100, on one or more images",
+        )
+    return math.sqrt(accuracy * (100 - accuracy) / images)
+
+
+def guess_paired_sd(accuracy: float, images: int, correlation: float = 0.5) -> float:
+    """Guess, before any run, the sd of the difference of two runs with one seed, in points.
+
+    Treats a run's accuracy as binomial. That is rough, good to a factor of two or so: images that every run gets
+    right add no noise (the guess is too high), unstable training adds more (too low). The default correlation is
+    what named random streams gave on small nets. Use it to plan, then plan again with the sd a study prints.
+    """
+    return binomial_sd(accuracy, images) * math.sqrt(2 * (1 - correlation))
+
+
+def paired(baseline: Mapping[int, float | None], candidate: Mapping[int, float | None], alpha: float = 0.05) -> Effect:
+    """Paired t test of candidate minus baseline over the seeds they share: the confirmation on the test split."""
+    values: Values = {"baseline": baseline, "candidate": candidate}
+    contrast = Contrast("candidate", "candidate", "baseline")
+    return analyze(values, [contrast], alpha=alpha).effects[0]
+
+
+def _check(
+    values: Values, contrasts: Sequence[Contrast], alpha: float, delta: float, overall: Contrast | None
+) -> None:
+    if not 0 < alpha < 0.5:
+        raise StudyError(f"alpha is {alpha:g}", expected="a level between 0 and 0.5", fix="use 0.05")
+    if not 0 <= delta < math.inf:
+        raise StudyError(f"delta is {delta:g}", expected="a margin of zero or more points")
+    names = [c.factor for c in contrasts]
+    for name in names:
+        if names.count(name) > 1:
+            raise StudyError(f"factor {name!r} comes twice", expected="one contrast a factor")
+    for contrast in [*contrasts, *([overall] if overall else [])]:
+        for arm in (contrast.plus, contrast.minus):
+            if arm not in values:
+                near = nearest(arm, values)
+                raise StudyError(
+                    f"factor {contrast.factor!r} compares an arm {arm!r} that was not run",
+                    expected=f"one of {', '.join(values)}",
+                    fix=f"did you mean {near!r}?" if near else None,
+                )
+
+
+def _table(
+    values: Values, arms: Sequence[str], seeds: Sequence[int]
+) -> tuple[Floats, tuple[tuple[str, int], ...]]:
+    """Values as an array ``(arms, seeds)`` with NaN for a missing run, and the missing runs."""
+    import numpy as np
+
+    y = np.full((len(arms), len(seeds)), np.nan)
+    missing = []
+    for i, arm in enumerate(arms):
+        for j, seed in enumerate(seeds):
+            value = values[arm].get(seed)
+            if value is None or not math.isfinite(value):
+                missing.append((arm, seed))
+            else:
+                y[i, j] = value
+    return y, tuple(missing)
+
+
+def _twins(y: Floats) -> list[int]:
+    """For each arm, the first arm with bit-identical values: counted twice they would fake degrees of freedom."""
+    first: dict[bytes, int] = {}
+    return [first.setdefault(row.tobytes(), i) for i, row in enumerate(y)]
+
+
+class _Fit:
+    """Least squares of arm + seed effects; arms that are bit-identical count once."""
+
+    def __init__(self, y: Floats, twins: Sequence[int]) -> None:
+        import numpy as np
+
+        kept = sorted(set(twins))
+        self.index = [kept.index(t) for t in twins]
+        self.y = y[kept]
+        present = np.isfinite(self.y)
+        solve, self.covariance, self.estimable, rank = _design(present.tobytes(), present.shape)
+        self.arms, self.seeds = present.shape
+        observed = self.y[present]
+        self.beta = solve @ observed
+        self.df = int(present.sum()) - rank
+        self.mse: float | None = None
+        if self.df > 0:
+            fitted = (self.beta[: self.arms, None] + self.beta[None, self.arms :])[present]
+            self.mse = _denoised(float(((observed - fitted) ** 2).sum()) / self.df, observed)
+
+    def contrast(self, plus: int, minus: int) -> tuple[float, float] | None:
+        """Estimate and its variance in units of the residual variance; None if not estimable."""
+        import numpy as np
+
+        c = np.zeros(len(self.beta))
+        c[self.index[plus]] += 1
+        c[self.index[minus]] -= 1
+        if not np.allclose(self.estimable @ c, c, atol=1e-8):
+            return None
+        return float(c @ self.beta), float(c @ self.covariance @ c)
+
+    def unpaired(self) -> tuple[float | None, float | None]:
+        """Standard deviation of the difference of two runs with different seeds, and the pairing correlation."""
+        import numpy as np
+
+        rows = [row[np.isfinite(row)] for row in self.y]
+        df = sum(max(0, len(row) - 1) for row in rows)
+        if df == 0 or self.mse is None:
+            return None, None
+        within = sum(float(((row - row.mean()) ** 2).sum()) for row in rows if len(row)) / df
+        within = _denoised(within, np.concatenate(rows))
+        return math.sqrt(2 * within), (1 - self.mse / within if within > 0 else None)
+
+
+@lru_cache(maxsize=64)
+def _design(present: bytes, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats, int]:
+    """Pseudo-inverse, unscaled covariance, projector on the estimable space, rank, for a pattern of cells."""
+    import numpy as np
+
+    arm, seed = np.nonzero(np.frombuffer(present, dtype=bool).reshape(shape))
+    x = np.zeros((len(arm), sum(shape)))
+    x[np.arange(len(arm)), arm] = 1
+    x[np.arange(len(arm)), shape[0] + seed] = 1
+    solve = np.linalg.pinv(x)
+    estimable = solve @ x
+    return solve, solve @ solve.T, estimable, round(float(np.trace(estimable)))
+
+
+def _denoised(variance: float, observed: Floats) -> float:
+    """A variance that is only rounding error is zero."""
+    scale = max(1.0, float(abs(observed).max()))
+    return 0.0 if variance < (1e-10 * scale) ** 2 else variance
+
+
+@dataclass(frozen=True)
+class _Measured:
+    estimate: float | None
+    se: float | None
+    df: float | None
+    p: float | None
+    pairs: tuple[tuple[int, float], ...]
+    note: str = ""
+
+
+def _measure(y: Floats, seeds: Sequence[int], fit: _Fit, plus: int, minus: int, *, own: bool) -> _Measured:
+    import numpy as np
+    from scipy.special import stdtr
+
+    difference = y[plus] - y[minus]
+    both = np.isfinite(difference)
+    pairs = tuple((seeds[j], float(difference[j])) for j in np.nonzero(both)[0])
+    observed = difference[both]
+    if len(observed) >= 2 and not observed.any():
+        note = f"bit-identical in all {len(observed)} pairs of runs"
+        return _Measured(0.0, 0.0, float(len(observed) - 1), 1.0, pairs, note)
+    if own:
+        if len(observed) == 0:
+            return _Measured(None, None, None, None, pairs, "no seed finished in both arms")
+        estimate, df = float(observed.mean()), len(observed) - 1
+        variance = _denoised(float(observed.var(ddof=1)), y[[plus, minus]][:, both]) / len(observed) if df else None
+    else:
+        found = fit.contrast(plus, minus)
+        if found is None:
+            return _Measured(None, None, None, None, pairs, "no seed finished in both arms")
+        estimate, df = found[0], fit.df
+        variance = None if fit.mse is None else fit.mse * found[1]
+    if variance is None:
+        note = "one seed a factor: no estimate of the noise, hence no interval"
+        return _Measured(estimate, None, None, None, pairs, note)
+    if variance == 0:
+        note = "differs by exactly the same amount at every seed: too coarse a metric to estimate the noise"
+        return _Measured(estimate, None, None, None, pairs, note)
+    se = math.sqrt(variance)
+    p = float(2 * stdtr(df, -abs(estimate) / se))
+    short = len(seeds) - len(observed)
+    note = f"{short} of {len(seeds)} pairs incomplete" if short else ""
+    return _Measured(estimate, se, float(df), p, pairs, note)
+
+
+def _holm(p: Sequence[float | None], alpha: float) -> list[float | None]:
+    """Holm's correction over the planned family; a factor without a p-value still counts in it."""
+    if not any(value is not None for value in p):
+        return [None] * len(p)
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = multipletests([1.0 if value is None else value for value in p], alpha=alpha, method="holm")[1]
+    return [None if value is None else float(a) for value, a in zip(p, adjusted, strict=True)]
+
+
+def _judge(
+    contrast: Contrast, m: _Measured, p_holm: float | None, alpha: float, delta: float, family: int
+) -> Effect:
+    from scipy.special import stdtrit
+
+    low = high = low_simultaneous = high_simultaneous = detectable = None
+    verdict: Verdict = "undetected"
+    if m.se == 0:
+        low = high = low_simultaneous = high_simultaneous = 0.0
+        verdict = "equivalent" if delta > 0 else "undetected"
+    elif m.estimate is not None and m.se is not None and m.df is not None and p_holm is not None:
+        half = float(stdtrit(m.df, 1 - alpha / 2)) * m.se
+        wide = float(stdtrit(m.df, 1 - alpha / 2 / family)) * m.se
+        low, high = m.estimate - half, m.estimate + half
+        low_simultaneous, high_simultaneous = m.estimate - wide, m.estimate + wide
+        detectable = m.se * _noncentrality(m.df, alpha / family, POWER)
+        if p_holm < alpha:
+            verdict = "helps" if m.estimate > 0 else "hurts"
+        elif abs(m.estimate) + float(stdtrit(m.df, 1 - alpha)) * m.se < delta:
+            verdict = "equivalent"
+    return Effect(
+        contrast.factor,
+        m.estimate,
+        low,
+        high,
+        low_simultaneous,
+        high_simultaneous,
+        m.se,
+        m.df,
+        m.p,
+        p_holm,
+        verdict,
+        detectable,
+        len(m.pairs),
+        m.pairs,
+        contrast.plus,
+        contrast.minus,
+        m.note,
+    )
+
+
+@lru_cache(maxsize=512)
+def _noncentrality(df: float, level: float, power: float) -> float:
+    """Noncentrality at which a two-sided t test at ``level`` rejects with probability ``power``."""
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    critical = float(stdtrit(df, 1 - level / 2))
+
+    def shortfall(shift: float) -> float:
+        # The far tail adds less than level / 2 at any shift above zero, and nctdtr is inaccurate there.
+        return 1 - float(nctdtr(df, shift, critical)) - power
+
+    high = critical + 2.0
+    while shortfall(high) < 0:
+        high *= 2
+    return float(brentq(shortfall, 0.0, high, xtol=1e-6))
+
+
+def _heteroscedasticity(y: Floats, twins: Sequence[int], ends: Sequence[tuple[int, int]]) -> float | None:
+    """p-value of equal noise across contrasts, or None with fewer than two contrasts of two pairs each.
+
+    A Levene-type statistic, the spread of the contrasts' standard deviations, against its distribution under
+    normal errors with the very same shared arms and missing cells. Unlike Levene's F it keeps its level with
+    shared arms and three seeds; unlike Bartlett's it is not misled by ties of a coarse metric.
+    """
+    import numpy as np
+
+    kept = {twin: i for i, twin in enumerate(sorted(set(twins)))}
+    present = np.isfinite(y[list(kept)])
+    pairs = []
+    for plus, minus in ends:
+        pair = kept[twins[plus]], kept[twins[minus]]
+        if pair[0] != pair[1] and pair not in pairs and (present[pair[0]] & present[pair[1]]).sum() >= 2:
+            pairs.append(pair)
+    if len(pairs) < 2:
+        return None
+    observed = float(_spread(y[list(kept)], pairs))
+    if not math.isfinite(observed):
+        return None
+    null = _null_spread(present.tobytes(), present.shape, tuple(pairs))
+    return (1 + len(null) - int(np.searchsorted(null, observed))) / (1 + len(null))
+
+
+def _spread(y: Floats, pairs: Sequence[tuple[int, int]]) -> Floats:
+    """Coefficient of variation of the standard deviations of the paired differences; ``y`` is (..., arms, seeds)."""
+    import numpy as np
+
+    plus, minus = zip(*pairs, strict=True)
+    difference = y[..., list(plus), :] - y[..., list(minus), :]
+    there = np.isfinite(difference)
+    count = there.sum(-1)
+    difference = np.where(there, difference, 0.0)
+    mean = difference.sum(-1, keepdims=True) / count[..., None]
+    squares = np.where(there, difference - mean, 0.0) ** 2
+    sd = np.sqrt(squares.sum(-1) / (count - 1))
+    center = sd.mean(-1)
+    spread: Floats = np.divide(sd.std(-1), center, out=np.full_like(center, np.nan), where=center > 1e-9)
+    return spread
+
+
+@lru_cache(maxsize=64)
+def _null_spread(present: bytes, shape: tuple[int, int], pairs: tuple[tuple[int, int], ...]) -> Floats:
+    import numpy as np
+
+    there = np.frombuffer(present, dtype=bool).reshape(shape)
+    errors = np.random.default_rng(0).standard_normal((_NULL_DRAWS, *shape))
+    return np.sort(_spread(np.where(there, errors, np.nan), pairs))
+
+
+def _method(
+    alpha: float, delta: float, heteroscedastic: bool, check_p: float | None, fit: _Fit, missing: int
+) -> str:
+    level = f"{100 * (1 - alpha):g}"
+    check = "" if check_p is None else f" (check of equal noise: p = {check_p:.2g})"
+    if fit.mse is None:
+        return (
+            "Arms were compared at the same seed. With a single seed there is no estimate of the noise, so neither "
+            "intervals nor p-values are given and nothing is claimed."
+        )
+    if heteroscedastic:
+        model = (
+            f"The factors' noise differed{check}, so each effect was estimated by its own paired t test over "
+            "seeds, without pooling of variances."
+        )
+    else:
+        model = (
+            "Effects were estimated by least squares in a randomized block design, value = arm + seed + error, "
+            f"so that runs with one seed are compared with each other and the error variance is pooled over all "
+            f"arms ({fit.df} degrees of freedom{f'; {check[2:-1]}' if check else ''})."
+        )
+    text = (
+        f"{model} Intervals are {level} % t intervals, individual and Bonferroni-simultaneous; p-values are two-sided "
+        f"and corrected for the number of factors by Holm's method at a family-wise level of {alpha:g}."
+    )
+    if delta > 0:
+        text += (
+            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} place its effect "
+            f"within ±{delta:g} points (not corrected over factors)."
+        )
+    text += " Detectable effects are those found with 80 % power at the Bonferroni-corrected level."
+    if missing:
+        text += f" {missing} {'run' if missing == 1 else 'runs'} without a value entered as missing cells."
+    return text

@@ -1,0 +1,245 @@
+"""Learning-rate schedules. Their factors are multiplied with each other and with the optimizer's rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field
+
+from trickbag.errors import Problem
+from trickbag.functional.schedules import cosine_decay, linear_scale, linear_warmup, step_decay
+from trickbag.tricks.base import Card, OptimizerTrick, ScheduleTrick, Timeline
+
+if TYPE_CHECKING:
+    from trickbag.plan import Context
+
+__all__ = ["CosineDecay", "LinearLrScaling", "StepDecay", "Warmup"]
+
+
+class LinearLrScaling(ScheduleTrick):
+    """Multiply the learning rate by batch size / base batch size.
+
+    Attributes:
+        base_batch_size: batch size that the optimizer's ``lr`` was tuned for; None leaves it alone.
+    """
+
+    kind = "linear_lr_scaling"
+    rank = 10
+    slot = "lr_scaling"
+    null_setting = {"base_batch_size": None}
+    example = {"base_batch_size": 64}
+    card = Card(
+        title="Linear learning-rate scaling",
+        summary="Scales the learning rate with the batch size, because a larger batch makes a less noisy gradient.",
+        source="Goyal et al. 2017, arXiv:1706.02677, section 2.1; He et al. 2019, arXiv:1812.01187, section 3.1",
+        null="base_batch_size: null",
+        cost="nothing",
+        suggested="A rate of 0.1 belongs to a batch of 256 (ResNet, ImageNet). Use warmup with it. Not for Adam.",
+        snippet="""\
+import torch
+from torch import nn
+from trickbag.functional.schedules import linear_scale
+
+batch_size = 1024
+model = nn.Linear(16, 4)
+lr = 0.1 * linear_scale(batch_size, base_batch_size=256)
+optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+model(torch.randn(batch_size, 16)).square().mean().backward()
+optimizer.step()
+print(lr)
+assert lr == 0.4
+""",
+        aliases=("linear scaling rule", "linear scaling", "batch size scaling", "auto scale lr"),
+    )
+
+    base_batch_size: int | None = Field(default=256, ge=1)
+
+    def factor(self, step: int, timeline: Timeline) -> float:
+        """The same at every step."""
+        if self.base_batch_size is None:
+            return 1.0
+        return linear_scale(timeline.batch_size, self.base_batch_size)
+
+    def notes(self, context: Context) -> Iterable[str]:
+        """The rate that results."""
+        if self.base_batch_size is not None:
+            from trickbag.tricks.optimization import DEFAULT
+
+            optimizer = next(iter(context.recipe.tricks.of(OptimizerTrick)), DEFAULT)
+            batch = context.timeline.batch_size
+            rate = optimizer.lr * batch / self.base_batch_size
+            yield f"peak learning rate {optimizer.lr:g} * {batch} / {self.base_batch_size} = {rate:g}"
+
+
+class Warmup(ScheduleTrick):
+    """Raise the learning rate linearly, update by update, at the start.
+
+    Attributes:
+        epochs: length; a fraction is allowed.
+        start: share of the peak just before the first update; the last update of warmup has all of it.
+    """
+
+    kind = "warmup"
+    rank = 20
+    slot = "warmup"
+    null_setting = {"epochs": 0.0}
+    example = {"epochs": 0.5, "start": 0.0}
+    card = Card(
+        title="Learning-rate warmup",
+        summary=(
+            "Raises the learning rate linearly from `start` to its peak: of m updates the i-th has the factor "
+            "start + (1 - start) i / m."
+        ),
+        source="Goyal et al. 2017, arXiv:1706.02677, section 2.2; He et al. 2019, arXiv:1812.01187, section 3.1",
+        null="epochs: 0",
+        cost="nothing",
+        suggested="5 epochs for large batches on ImageNet, 20 for transformers.",
+        snippet="""\
+import torch
+from torch import nn
+from trickbag.functional.schedules import linear_warmup
+
+model = nn.Linear(16, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.4)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_warmup(step, warmup=5))
+for step in range(7):
+    print(step, optimizer.param_groups[0]["lr"])
+    model(torch.randn(8, 16)).square().mean().backward()
+    optimizer.step()
+    schedule.step()
+assert optimizer.param_groups[0]["lr"] == 0.4
+""",
+        aliases=("linear warmup", "gradual warmup", "warm-up", "lr warmup"),
+        library="closed form; torch's LinearLR counts from 0 and would waste the first update at start 0",
+    )
+
+    epochs: float = Field(default=5.0, ge=0)
+    start: float = Field(default=0.0, ge=0, le=1)
+
+    def warmup_steps(self, timeline: Timeline) -> int:
+        """``epochs`` in updates, rounded."""
+        return round(self.epochs * timeline.steps_per_epoch)
+
+    def factor(self, step: int, timeline: Timeline) -> float:
+        """Rises to 1 at the last update of warmup."""
+        return linear_warmup(step, self.warmup_steps(timeline), self.start)
+
+    def check(self, context: Context) -> Iterable[Problem]:
+        """Warmup must end before training does."""
+        if self.warmup_steps(context.timeline) > context.timeline.steps:
+            yield self.problem(
+                f"warmup of {self.epochs:g} epochs is longer than training ({context.recipe.epochs:g} epochs)",
+                fix=f"--set {self.kind}.epochs={context.recipe.epochs / 10:g}",
+            )
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(a >= b for a, b in pairwise(values)):
+        raise ValueError("milestones in ascending order, each once")
+    return values
+
+
+class StepDecay(ScheduleTrick):
+    """Multiply the learning rate by ``gamma`` at each milestone.
+
+    Attributes:
+        milestones: epochs from the start of training (warmup included), ascending; fractions are allowed.
+        gamma: factor at each.
+    """
+
+    kind = "step_decay"
+    rank = 30
+    slot = "decay"
+    null_setting = {"gamma": 1.0}
+    example = {"milestones": (0.5, 1.0), "gamma": 0.1}
+    card = Card(
+        title="Step decay",
+        summary="Drops the learning rate by a constant factor at given epochs, and keeps it constant in between.",
+        source="He et al. 2016, arXiv:1512.03385, section 3.4; He et al. 2019, arXiv:1812.01187, section 5.1",
+        null="gamma: 1",
+        cost="nothing",
+        suggested="gamma 0.1 at epochs 30, 60 and 90 of 120 (ImageNet); at 1/2 and 3/4 of training (CIFAR).",
+        snippet="""\
+import torch
+from torch import nn
+from trickbag.functional.schedules import step_decay
+
+model = nn.Linear(16, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step_decay(step, [4, 6]))
+for step in range(8):
+    print(step, optimizer.param_groups[0]["lr"])
+    model(torch.randn(8, 16)).square().mean().backward()
+    optimizer.step()
+    schedule.step()
+assert abs(optimizer.param_groups[0]["lr"] - 0.001) < 1e-12
+""",
+        aliases=("MultiStepLR", "step schedule", "piecewise constant decay", "multi-step"),
+        library="closed form of torch's MultiStepLR, with milestones in epochs and steps in between allowed",
+    )
+
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_ascending)] = (30.0, 60.0, 90.0)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+    def factor(self, step: int, timeline: Timeline) -> float:
+        """``gamma`` to the power of the milestones reached."""
+        milestones = [round(m * timeline.steps_per_epoch) for m in self.milestones]
+        return step_decay(step, milestones, self.gamma)
+
+    def notes(self, context: Context) -> Iterable[str]:
+        """Milestones that training never reaches."""
+        line = context.timeline
+        late = [f"{m:g}" for m in self.milestones if round(m * line.steps_per_epoch) >= line.steps]
+        if late and self.gamma != 1:
+            yield f"training ends before milestone {', '.join(late)}"
+
+
+class CosineDecay(ScheduleTrick):
+    """Let the learning rate fall along half a cosine.
+
+    Attributes:
+        final: share of the peak at which the curve arrives where training ends, just after the last update.
+        underneath: False starts the curve when warmup is over; True runs it from the first update, hidden
+            by warmup while that lasts, as timm does unless told otherwise.
+    """
+
+    kind = "cosine_decay"
+    rank = 30
+    slot = "decay"
+    null_setting = {"final": 1.0}
+    example = {"final": 0.01}
+    card = Card(
+        title="Cosine decay",
+        summary="Lets the learning rate fall slowly at first, almost linearly in the middle, and slowly at the end.",
+        source="Loshchilov and Hutter 2017, arXiv:1608.03983; He et al. 2019, arXiv:1812.01187, section 5.1",
+        null="final: 1",
+        cost="nothing",
+        suggested="Has no milestones to tune: the first choice. He et al.: 77.16 to 77.91 % (ResNet-50-D).",
+        snippet="""\
+import torch
+from torch import nn
+from trickbag.functional.schedules import cosine_decay, linear_warmup
+
+model = nn.Linear(16, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+factor = lambda step: linear_warmup(step, 2) * cosine_decay(step, steps=10, warmup=2)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+for step in range(10):
+    print(step, round(optimizer.param_groups[0]["lr"], 4))
+    model(torch.randn(8, 16)).square().mean().backward()
+    optimizer.step()
+    schedule.step()
+assert optimizer.param_groups[0]["lr"] < 1e-9
+""",
+        aliases=("cosine annealing", "cosine schedule", "cosine learning rate", "CosineAnnealingLR", "SGDR"),
+        library="closed form of torch's CosineAnnealingLR",
+    )
+
+    final: float = Field(default=0.0, ge=0, le=1)
+    underneath: bool = False
+
+    def factor(self, step: int, timeline: Timeline) -> float:
+        """Falls from 1 after warmup to ``final`` at the end."""
+        return cosine_decay(step, timeline.steps, timeline.warmup, self.final, underneath=self.underneath)
