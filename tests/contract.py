@@ -21,15 +21,21 @@ from trickbag.plan import Plan
 from trickbag.recipe import ModelSpec, Recipe
 from trickbag.tricks import Bag, catalogue
 from trickbag.tricks.base import Trick
+from trickbag.tricks.optimization import Sgd
 
 KINDS = tuple(catalogue())
 MODEL = ModelSpec(name="test_resnet", options={"stem_type": "", "avg_down": False})
 """A timm ResNet of 0.4 M parameters in its plainest form, so that every model trick has work to do."""
 
 
-def recipe(*tricks: Trick, **values: Any) -> Recipe:
-    """The contract recipe with a bag of ``tricks``."""
-    plain: dict[str, Any] = {"model": MODEL, "epochs": 1, "batch_size": 8, "image_size": 16}
+OPTIMIZER = Sgd(lr=0.05, momentum=0.5, weight_decay=0.02)
+
+
+def recipe(*tricks: Trick, optimizer: bool = True, **values: Any) -> Recipe:
+    """The contract recipe with a bag of ``tricks``, and an optimizer that decays weights if none is among them."""
+    plain: dict[str, Any] = {"model": MODEL, "epochs": 1, "batch_size": 8, "image_size": 24}
+    if optimizer and not any(trick.slot == OPTIMIZER.slot for trick in tricks):
+        tricks = (*tricks, OPTIMIZER)
     return Recipe(**(plain | values), tricks=Bag(tricks))
 
 
@@ -70,7 +76,7 @@ class Bench:
 
     def plan(self, chosen: Recipe, steps: int = 3) -> Plan:
         """The plan, cut to a few steps."""
-        epochs = steps / (self.data.facts.sizes["train"] // chosen.batch_size)
+        epochs = steps / max(1, self.data.facts.sizes["train"] // chosen.batch_size)
         return planning.compile(chosen.replace(epochs=epochs), self.data.facts)
 
     def train(self, chosen: Recipe, steps: int = 3, seed: int = 7, fresh: bool = True, **options: Any) -> Run:

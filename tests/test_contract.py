@@ -22,11 +22,12 @@ from contract import (
     tensors,
 )
 
-from trickbag import data
+from trickbag import data, tasks
 from trickbag.engine.batches import TrainBatches
 from trickbag.engine.evaluate import all_readouts, evaluate
 from trickbag.engine.train import Status, Stopped
 from trickbag.errors import PlanError
+from trickbag.plan import Plan
 from trickbag.functional.losses import soft_cross_entropy
 from trickbag.recipe import dump, load
 from trickbag.rng import Stream
@@ -42,7 +43,7 @@ CLASHES = [pair for pair in combinations(KINDS, 2) if not compatible(*pair)]
 @pytest.fixture(scope="module")
 def bench(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     torch.set_num_threads(1)
-    spec = data.spec(str(shapes), selection=0.1, test=0.1)
+    spec = data.spec(str(shapes), selection=0.1, test=0.1, train_size=24)
     return Bench(data.load(spec), tmp_path_factory.mktemp("runs"))
 
 
@@ -78,14 +79,14 @@ def test_a_recipe_file_keeps_every_setting(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_null_setting_is_absence_to_the_bit(kind: str, bench: Bench) -> None:
-    null = catalogue()[kind].null()
-    assert catalogue()[kind].card.null
-    without = bench.train(recipe(*required(kind)))
-    with_null = bench.train(recipe(*required(kind), null))
+    null, slot = catalogue()[kind].null(), catalogue()[kind].slot
+    absent = recipe(*required(kind), optimizer=slot != "optimizer")
+    present = recipe(*required(kind), null, optimizer=slot != "optimizer")
+    without, with_null = bench.train(absent), bench.train(present)
     assert fingerprint(without) == fingerprint(with_null)
-    plan = bench.plan(recipe(*required(kind), null))
+    plan = bench.plan(present)
     found = evaluate(with_null, plan, bench.data, all_readouts(plan), "selection")
-    raw = evaluate(without, bench.plan(recipe(*required(kind))), bench.data, all_readouts(plan)[:1], "selection")
+    raw = evaluate(without, bench.plan(absent), bench.data, all_readouts(plan)[:1], "selection")
     assert all(metrics == next(iter(raw.values())) for metrics in found.values())
 
 
@@ -110,20 +111,27 @@ def test_removing_a_trick_leaves_every_other_draw_alone(kind: str, bench: Bench)
         boxes = [next(iter(b.requests(2))).boxes for b in batches]
         assert (boxes[0] == boxes[1]).all()
     states = [p.build_model(Stream(3)).state_dict() for p in plans]
-    alone = [
-        bench.plan(r).build_model(Stream(3)).state_dict()
-        for r in (recipe(*required(kind)), recipe(*required(kind), sample(kind)))
-    ]
-    touched = {
-        name
-        for name in alone[1]
-        if name not in alone[0]
-        or alone[0][name].shape != alone[1][name].shape
-        or not torch.equal(alone[0][name], alone[1][name])
-    }
+    touched = touched_by(kind, plans[0])
     for name, value in states[1].items():
         if name not in touched and name in states[0] and states[0][name].shape == value.shape:
             assert torch.equal(states[0][name], value), name
+
+
+def touched_by(kind: str, plan: Plan) -> set[str]:
+    """Names of the tensors that one model trick of a plan writes."""
+    init = Stream(3, "init")
+    model = tasks.of("classification").build_model(plan.recipe.model, plan.facts, init, "cpu")
+    for trick in plan.bag.of(ModelTrick):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model = trick.edit(model, init.child(trick.kind))
+        after = model.state_dict()
+        if trick.kind == kind:
+            return {name for name in after if name not in before or differ(after[name], before[name])}
+    return set()
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape != other.shape or not torch.equal(one, other)
 
 
 def test_draws_come_from_no_global_generator(bench: Bench) -> None:
@@ -281,12 +289,11 @@ def test_a_passive_trick_acts_on_predictions_alone(kind: str, bench: Bench, bare
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(catalogue()[kind], ModelTrick)])
 def test_surgery_that_matches_nothing_is_refused(kind: str, bench: Bench) -> None:
     """A model without convolutions, norms or residual branches: the trick acts or says that it cannot."""
-    chosen = recipe(sample(kind), model="test_vit", image_size=16)
-    chosen = chosen.replace(model={"name": "test_vit", "options": {"img_size": 16}})
+    vit = {"model": {"name": "test_vit", "options": {"img_size": 16}}, "image_size": 16}
+    chosen = recipe(sample(kind), **vit)
     said = bench.conflicts(chosen)
     if said is None:
-        plain = recipe(model={"name": "test_vit", "options": {"img_size": 16}})
-        states = [bench.plan(r).build_model(Stream(0)).state_dict() for r in (plain, chosen)]
+        states = [bench.plan(r).build_model(Stream(0)).state_dict() for r in (recipe(**vit), chosen)]
         assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
     else:
         assert kind in said
@@ -331,8 +338,7 @@ def test_every_trick_has_an_oracle_test() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(catalogue()[kind], ImageTrick)])
 def test_a_slice_of_a_batch_is_augmented_like_the_batch(kind: str, bench: Bench) -> None:
-    plan = bench.plan(recipe(sample(kind)))
-    trick = plan.bag[kind]
+    trick = bench.plan(recipe(sample(kind))).bag[kind]
     assert isinstance(trick, ImageTrick)
     images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     draws = trick.draw(images.shape, Stream(0, kind).torch(1))

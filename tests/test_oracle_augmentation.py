@@ -18,9 +18,10 @@ from trickbag.data.base import DataFacts
 from trickbag.functional import augment, color, erasing
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
-from trickbag.tricks.augmentation import PadAndCrop, RandomErasing, RandomFlip, RandomResizedCrop
+from trickbag.tricks.augmentation import PadAndCrop, RandomFlip, RandomResizedCrop
 from trickbag.tricks.base import Bag
 from trickbag.tricks.color import ColorJitter, Normalize, PCANoise
+from trickbag.tricks.erasing import RandomErasing
 
 quick = settings(deadline=None, max_examples=25)
 seeds = st.integers(0, 2**31)

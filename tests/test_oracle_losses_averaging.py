@@ -24,7 +24,7 @@ from trickbag.functional.predicting import average_predictions, predict_with_fli
 from trickbag.functional.stopping import should_stop
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
-from trickbag.tricks import augmentation, averaging, color, inference, losses, mixing, stopping
+from trickbag.tricks import augmentation, averaging, color, erasing, inference, losses, mixing, stopping
 from trickbag.tricks.averaging import EMA
 from trickbag.tricks.base import Bag, ScheduleTrick, Timeline, Trick
 from trickbag.tricks.inference import TTAFlip
@@ -35,7 +35,7 @@ quick = settings(deadline=None, max_examples=30)
 seeds = st.integers(0, 2**31)
 timeline = Timeline(steps=20, steps_per_epoch=10)
 
-MODULES = (augmentation, averaging, color, inference, losses, mixing, stopping)
+MODULES = (augmentation, averaging, color, erasing, inference, losses, mixing, stopping)
 TRICKS = sorted(
     {
         t

@@ -32,7 +32,7 @@ def simulate(rng, factors, seeds, effects=None, sd=1.0, block_sd=1.5):
 
 @pytest.fixture
 def quick():
-    """statsmodels collects garbage at every correction: hide what the test session holds from the collector."""
+    """statsmodels collects garbage at every correction: hide the test session from the collector."""
     gc.collect()
     gc.freeze()
     yield
@@ -94,7 +94,11 @@ def test_two_arms_are_a_paired_t_test():
 
 
 def test_ladder_pairs_and_holm():
-    values = {"r0": {0: 80.0, 1: 82.0, 2: 81.0}, "r1": {0: 80.5, 1: 82.7, 2: 81.3}, "r2": {0: 83.5, 1: 85.9, 2: 84.2}}
+    values = {
+        "r0": {0: 80.0, 1: 82.0, 2: 81.0},
+        "r1": {0: 80.5, 1: 82.7, 2: 81.3},
+        "r2": {0: 83.5, 1: 85.9, 2: 84.2},
+    }
     contrasts = [Contrast("a", "r1", "r0"), Contrast("b", "r2", "r1")]
     analysis = analyze(values, contrasts, overall=Contrast("candidate", "r2", "r0"))
     a, b = analysis.effects
@@ -125,7 +129,7 @@ def test_one_seed_claims_nothing():
     for effect in (*analysis.effects, analysis.overall):
         assert effect.verdict == "undetected"
         assert effect.low is effect.p is effect.detectable is None
-        assert "one seed" in effect.note
+        assert "single seed" in effect.note
     assert analysis.effects[0].estimate == pytest.approx(analysis.effects[0].pairs[0][1])
     assert "single seed" in analysis.method
     assert smallest_detectable(1.0, 1, 3, 4) == math.inf
@@ -173,6 +177,12 @@ def test_missing_runs():
     assert "1 of 4 pairs incomplete" in analysis.effects[0].note
     assert analysis.effects[0].verdict == "helps"
     assert not any(math.isnan(v) for v in flat(astuple(analysis)))
+
+
+def test_arms_without_values_are_not_alike():
+    values = {"all": {0: 80.0, 1: 81.0}, "a": {0: None, 1: None}, "b": {0: None, 1: None}}
+    (effect,) = analyze(values, [Contrast("f", "a", "b")], delta=1).effects
+    assert (effect.estimate, effect.verdict, effect.n_pairs) == (None, "undetected", 0)
 
 
 def test_unequal_noise_falls_back_to_own_differences():
@@ -233,10 +243,12 @@ def test_detectable_agrees_with_statsmodels_power():
     found = smallest_detectable(1.0, seeds=5, factors=1, arms=2)
     assert found == pytest.approx(TTestPower().solve_power(nobs=5, alpha=0.05, power=0.8), rel=1e-3)
     pooled = smallest_detectable(1.0, seeds=3, factors=1, arms=20)
-    assert pooled < 0.6 * smallest_detectable(1.0, seeds=3, factors=1, arms=2), "what pooling the variance buys"
+    assert pooled < 0.6 * smallest_detectable(1.0, seeds=3, factors=1, arms=2), (
+        "what pooling the variance buys"
+    )
 
 
-# ---- promises, by simulation -------------------------------------------------------------------------------------
+# ---- promises, by simulation ----------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick")
@@ -259,7 +271,7 @@ def test_a_a_studies_claim_nothing(seeds):
         naive += bool((ttest_ind(y[:1], y[1:], axis=1).pvalue < 0.05).any())
     error = math.sqrt(0.05 * 0.95 / studies)
     assert 0.005 < false / studies <= 0.05 + 3 * error
-    # Contrasts of one study share an arm, so the Monte-Carlo error is nearer that of the studies than the contrasts.
+    # Contrasts of one study share an arm: the Monte-Carlo error is nearer that of studies than of contrasts.
     assert covered / total == pytest.approx(0.95, abs=3 * error)
     assert naive / studies > 0.15
     assert unequal / studies <= 0.01 + 3 * math.sqrt(0.01 / studies)

@@ -4,7 +4,7 @@
 >>> run = trickbag.train("digits_bag", "digits")  # doctest: +SKIP
 """
 
-from trickbag.api import evaluate, plan, predict, run_study, study, train
+from trickbag.api import compile_plan, evaluate, make_study, predict, run_study, train
 from trickbag.errors import TrickbagError
 from trickbag.recipe import Recipe, diff
 from trickbag.recipe import load as load_recipe
@@ -17,9 +17,9 @@ __all__ = [
     "diff",
     "evaluate",
     "load_recipe",
-    "plan",
+    "compile_plan",
     "predict",
     "run_study",
-    "study",
+    "make_study",
     "train",
 ]

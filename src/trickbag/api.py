@@ -33,7 +33,7 @@ def _spec(data: DataSpec | str | Path) -> DataSpec:
     return data if isinstance(data, DataSpec) else spec(str(data))
 
 
-def plan(recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto") -> tuple[Plan, DataSet]:
+def compile_plan(recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto") -> tuple[Plan, DataSet]:
     """Load the data and compile a recipe for it.
 
     Raises:
@@ -82,7 +82,7 @@ def train(
     from trickbag.engine.device import Device
     from trickbag.engine.train import train as engine
 
-    compiled, loaded = plan(recipe, data, device)
+    compiled, loaded = compile_plan(recipe, data, device)
     place = Device(device, threads=threads, compile=compile, deterministic=deterministic)
     run = engine(compiled, loaded, seed=seed, runs=runs, device=place, progress=progress)
     if place.rank == 0:
@@ -242,7 +242,7 @@ def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
-def study(
+def make_study(
     baseline: Recipe | str | Path,
     candidate: Recipe | str | Path,
     data: DataSpec | str | Path,
@@ -310,7 +310,7 @@ def run_study(
     """Train what a study still lacks and write its report.
 
     Args:
-        conduct: from :func:`study`.
+        conduct: from :func:`make_study`.
         workers: processes at once; None means one a core (CPU) or one a device (CUDA).
         threads: CPU threads of each.
         listen: told of every event.

@@ -59,7 +59,7 @@ def train(
     from trickbag import api
 
     with out.status("reading data"):
-        compiled, loaded = api.plan(chosen, spec, device)
+        compiled, loaded = api.compile_plan(chosen, spec, device)
     _show_plan(out, compiled, loaded)
     if plan_only:
         if as_json:
@@ -145,10 +145,10 @@ def _progress(out: Console) -> Iterator[Callable[[Status], None]]:
 
 
 def _show_metrics(out: Console, rows: dict[str, dict[str, float]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     names = list(next(iter(rows.values()), {}))
-    table = Table("", *(name.replace("_", " ") for name in names))
+    table = Table(Column(no_wrap=True), *(name.replace("_", " ") for name in names))
     for label, metrics in rows.items():
         table.add_row(label, *(f"{metrics[name]:.4f}" for name in names))
     out.print(table)

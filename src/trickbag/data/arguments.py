@@ -21,7 +21,8 @@ def read_spec(text: str, options: Mapping[str, Any]) -> DataSpec:
     source = values.get("source")
     if isinstance(source, str):
         values["source"] = _check_source(source, origin.get(("source",)))
-    return _validate(values, {path: line for path, line in origin.items() if path and path[0] not in options}, text)
+    where = {path: line for path, line in origin.items() if path and path[0] not in options}
+    return _validate(values, where, text)
 
 
 def _check_source(source: str, where: str | None) -> str:
@@ -30,12 +31,13 @@ def _check_source(source: str, where: str | None) -> str:
     prefix, colon, name = source.partition(":")
     if colon and prefix.lower() == "torchvision":
         if not name:
-            raise DataError("torchvision: needs a name", where=where, expected="for example torchvision:CIFAR10")
+            raise DataError("torchvision: needs a name", where=where, expected="torchvision:CIFAR10, say")
         return f"torchvision:{name}"
     path = Path(source).expanduser()
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, siblings) or nearest(source, ["digits"])
+        siblings = [name for name in siblings if not name.startswith(".")]
+        near = nearest(source, ["digits", *siblings]) or nearest(path.name, siblings)
         raise DataError(
             f"there is no data {source!r}",
             where=where,
@@ -43,7 +45,7 @@ def _check_source(source: str, where: str | None) -> str:
             fix=f"did you mean {near}?" if near else "check the path",
         )
     if path.is_file() and path.suffix.lower() != ".parquet":
-        raise DataError(f"{source} is a file of an unknown kind", where=where, expected="a .parquet or .yaml file")
+        raise DataError(f"{source} is of an unknown kind", where=where, expected="a .parquet or .yaml file")
     return str(path)
 
 
@@ -56,13 +58,11 @@ def _from_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
         raise DataError(error.problems) from None
     if not isinstance(values, dict):
         raise DataError("a data file is a mapping", where=f"{path}:1", expected="source: ..., selection: ...")
-    for key in ("source", "groups"):
-        value = values.get(key)
-        if isinstance(value, str) and (path.parent / value).exists():
-            values[key] = str(path.parent / value)
-    source = values.get("source")
-    if isinstance(source, str) and source != "digits" and ":" not in source:
+    source, groups = values.get("source"), values.get("groups")
+    if isinstance(source, str) and source != "digits" and not source.lower().startswith("torchvision:"):
         values["source"] = str(path.parent / Path(source).expanduser())
+    if isinstance(groups, str) and (path.parent / groups).is_file():
+        values["groups"] = str(path.parent / groups)
     return values, origin
 
 

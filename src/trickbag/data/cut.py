@@ -73,18 +73,21 @@ def assign(
     if groups is not None:
         _check_torn(given, groups)
     if shares.selection or shares.test:
-        cut = _by_image if groups is None else _by_group
-        result[pool] = cut(labels[pool], None if groups is None else groups[pool], len(classes), shares, rng)
+        if groups is None:
+            result[pool] = _by_image(labels[pool], len(classes), shares, rng)
+        else:
+            result[pool] = _by_group(labels[pool], groups[pool], len(classes), shares, rng)
     for split in (TRAIN, SELECTION, TEST):
         if not (result == split).any():
             units = "images" if groups is None else "groups"
             raise DataError(
                 f"too few {units} ({len(pool) if groups is None else len(np.unique(groups[pool]))}) to cut a "
                 f"{SPLITS[split]} split",
-                fix="bring more images or larger shares, or name the splits yourself (folders train, val, test)",
+                fix="bring more images or larger shares, or make the splits yourself (train, val, test)",
             )
     train = np.flatnonzero(result == TRAIN)
-    missing = np.flatnonzero(np.bincount(labels[train], minlength=len(classes)) == 0)
+    used = np.bincount(labels, minlength=len(classes)) > 0
+    missing = np.flatnonzero(used & (np.bincount(labels[train], minlength=len(classes)) == 0))
     if len(missing):
         names = ", ".join(classes[c] for c in missing[:5])
         raise DataError(
@@ -92,7 +95,8 @@ def assign(
             fix="bring images of these classes, or remove the classes",
         )
     if spec.train_size is not None:
-        result[train[subset_order(labels[train], spec)[_train_size(spec, len(train), len(classes)) :]]] = -1
+        size = _train_size(spec, len(train), int(used.sum()))
+        result[train[subset_order(labels[train], spec)[size:]]] = -1
     return result
 
 
@@ -114,14 +118,15 @@ def subset_order(labels: np.ndarray, spec: DataSpec) -> np.ndarray:
         members = shuffled[labels[shuffled] == label]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
         place[members[0]] = -1
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
+    order: np.ndarray = shuffled[np.argsort(place[shuffled], kind="stable")]
+    return order
 
 
 def _train_size(spec: DataSpec, available: int, classes: int) -> int:
     assert spec.train_size is not None
     if not classes <= spec.train_size <= available:
         raise DataError(
-            f"train_size is {spec.train_size}, but there are {available} training images in {classes} classes",
+            f"train_size is {spec.train_size}, of {available} training images in {classes} classes",
             expected=f"{classes} to {available}",
         )
     return spec.train_size
@@ -150,9 +155,7 @@ def _largest_remainder(counts: np.ndarray, share: float, limit: np.ndarray) -> n
     return quota
 
 
-def _by_image(
-    labels: np.ndarray, groups: None | np.ndarray, classes: int, shares: Shares, rng: np.random.Generator
-) -> np.ndarray:
+def _by_image(labels: np.ndarray, classes: int, shares: Shares, rng: np.random.Generator) -> np.ndarray:
     quotas = _quotas(np.bincount(labels, minlength=classes), shares)
     shuffled = rng.permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -161,11 +164,12 @@ def _by_image(
     rank[order] = np.arange(len(labels)) - starts[labels[order]]
     test = rank < quotas[1][labels]
     selection = ~test & (rank < (quotas[0] + quotas[1])[labels])
-    return np.where(test, TEST, np.where(selection, SELECTION, TRAIN)).astype(np.int8)
+    split: np.ndarray = np.where(test, TEST, np.where(selection, SELECTION, TRAIN)).astype(np.int8)
+    return split
 
 
 def _by_group(
-    labels: np.ndarray, groups: np.ndarray | None, classes: int, shares: Shares, rng: np.random.Generator
+    labels: np.ndarray, groups: np.ndarray, classes: int, shares: Shares, rng: np.random.Generator
 ) -> np.ndarray:
     """Greedy: groups from large to small, each to the split that lacks its classes most."""
     unique, member = np.unique(groups, return_inverse=True)
@@ -187,7 +191,8 @@ def _by_group(
     for label in np.flatnonzero((counts[place == TRAIN].sum(axis=0) == 0) & (counts.sum(axis=0) > 0)):
         having = np.flatnonzero(counts[:, label])
         place[having[counts[having].sum(axis=1).argmin()]] = TRAIN
-    return place[member]
+    result: np.ndarray = place[member]
+    return result
 
 
 def _check_torn(given: np.ndarray, groups: np.ndarray) -> None:

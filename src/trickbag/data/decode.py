@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 READER = "1"
 """Changes whenever :func:`decode` reads some file differently; part of every cache key."""
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga".split()
-)
+_SUFFIXES = "jpg jpeg jpe jfif png apng bmp dib gif webp avif tif tiff ppm pgm pbm pnm jp2 j2k tga"
+SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
+"""File names with these endings, in any case, count as images."""
 
 
 class Unreadable(Exception):

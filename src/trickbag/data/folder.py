@@ -53,14 +53,19 @@ def list_folder(root: Path, spec: DataSpec, progress: Progress | None = None) ->
     paths = tuple(root / name for name in names)
     hashes = file_hashes(paths, root, progress)
     given = np.array([split for _, _, split in rows], dtype=np.int8)
-    parts = (b"\0".join((name.encode("utf-8", "surrogateescape"), h)) for name, h in zip(names, hashes, strict=True))
+    parts = (
+        b"\0".join((name.encode("utf-8", "surrogateescape"), h))
+        for name, h in zip(names, hashes, strict=True)
+    )
     return Listing(
         name=root.resolve().name,
         names=names,
         labels=np.array([label for _, label, _ in rows], dtype=np.int64),
         classes=classes,
         given=given,
-        content=combine(("folder".encode(), "\0".join(classes).encode("utf-8", "surrogateescape"), given.tobytes(), *parts)),
+        content=combine(
+            (b"folder", "\0".join(classes).encode("utf-8", "surrogateescape"), given.tobytes(), *parts)
+        ),
         mode="rgb",
         reader=Files(paths),
         root=root,
@@ -85,7 +90,9 @@ def _split_folders(root: Path) -> dict[int, Path]:
     for child in named:
         split = SPLIT_FOLDERS[child.name.lower()]
         if split in splits:
-            raise DataError(f"{root} has both {splits[split].name} and {child.name}", fix="remove or rename one")
+            raise DataError(
+                f"{root} has both {splits[split].name} and {child.name}", fix="remove or rename one"
+            )
         splits[split] = child
     others = [child.name for child in children if child not in named]
     if others:
@@ -101,9 +108,13 @@ def _classes(
         flat = sum(_is_image(child.name, child.name, spec.pattern) for child in _children(splits[TRAIN]))
         if flat:
             what = f"{splits[TRAIN]} holds {flat} {kind}, but no class folders"
-            raise DataError(what, expected=LAYOUT, fix="move the images of each class into a folder of its own")
+            raise DataError(
+                what, expected=LAYOUT, fix="move the images of each class into a folder of its own"
+            )
         raise DataError(f"{root} holds no {kind}", expected=LAYOUT)
-    empty = [str(splits[s] / label) for s, labels in found.items() for label, names in labels.items() if not names]
+    empty = [
+        str(splits[s] / label) for s, labels in found.items() for label, names in labels.items() if not names
+    ]
     if empty:
         some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
         raise DataError(
@@ -119,7 +130,9 @@ def _classes(
                 fix=f"did you mean {near}?" if near else None,
             )
     if len(classes) < 2:
-        raise DataError(f"{splits[TRAIN]} has one class only: {classes[0]}", expected="two or more class folders")
+        raise DataError(
+            f"{splits[TRAIN]} has one class only: {classes[0]}", expected="two or more class folders"
+        )
     return classes
 
 
@@ -160,8 +173,8 @@ def _warn_of_pairs(names: tuple[str, ...]) -> None:
     paired = [stem for stem, count in stems.items() if count > 1]
     if len(paired) > len(names) / 4:
         log.warning(
-            "%d pairs of images differ in their suffix only (%s.*): if one of each is a mask, choose with pattern, "
-            "for example '*.jpg'",
+            "%d pairs of images differ in their suffix only (%s.*); "
+            "if one of each is a mask, choose the other with pattern, for example '*.jpg'",
             len(paired),
             paired[0],
         )

@@ -11,8 +11,29 @@ import numpy as np
 from trickbag.data.listing import Listing
 from trickbag.errors import DataError
 
-PATH_HEADERS = ("path", "file", "file_name", "filename", "filepath", "file_path", "name", "image", "image_path", "img")
-GROUP_HEADERS = ("group", "groups", "group_id", "group_name", "cluster", "patient", "patient_id", "subject", "subject_id")
+PATH_HEADERS = (
+    "path",
+    "file",
+    "file_name",
+    "filename",
+    "filepath",
+    "file_path",
+    "name",
+    "image",
+    "image_path",
+    "img",
+)
+GROUP_HEADERS = (
+    "group",
+    "groups",
+    "group_id",
+    "group_name",
+    "cluster",
+    "patient",
+    "patient_id",
+    "subject",
+    "subject_id",
+)
 
 
 def groups_of(listing: Listing, text: str | None) -> np.ndarray | None:
@@ -67,12 +88,12 @@ def read_groups(path: Path) -> dict[str, str]:
 def match(names: Sequence[str], groups: dict[str, str]) -> list[str | None]:
     """The group of each name: by path, else by file name, else by stem, where those are unique."""
     result = [groups.get(_normal(name)) for name in names]
-    for key in (lambda p: p.name, lambda p: p.stem):
+    for part in ("name", "stem"):
         open_ = [i for i, value in enumerate(result) if value is None]
         if not open_:
             break
-        known = _unique([(key(PurePosixPath(path)), group) for path, group in groups.items()])
-        keys = [key(PurePosixPath(_normal(name))) for name in names]
+        known = _unique([(getattr(PurePosixPath(path), part), group) for path, group in groups.items()])
+        keys = [getattr(PurePosixPath(_normal(name)), part) for name in names]
         once = _unique([(k, str(i)) for i, k in enumerate(keys)])
         for i in open_:
             if keys[i] in once:

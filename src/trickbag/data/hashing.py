@@ -13,7 +13,6 @@ import numpy as np
 
 from trickbag.data.cache import cache_folder, load_arrays, save_arrays
 from trickbag.data.listing import Progress
-from trickbag.errors import DataError
 
 DIGEST = 16
 RACY = 2_000_000_000
@@ -21,11 +20,7 @@ RACY = 2_000_000_000
 
 
 def file_hashes(paths: Sequence[Path], root: Path, progress: Progress | None = None) -> list[bytes]:
-    """BLAKE2b digests (16 bytes) of the contents of ``paths``.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
+    """BLAKE2b digests (16 bytes) of the contents of ``paths``; zeros for a file that cannot be read."""
     stats = np.array([_stat(path) for path in paths], dtype=np.int64).reshape(-1, 3)
     names = [str(path) for path in paths]
     index = cache_folder() / "index" / f"{combine([str(root.resolve()).encode()])}.npz"
@@ -46,11 +41,13 @@ def file_hashes(paths: Sequence[Path], root: Path, progress: Progress | None = N
                 hashes[i] = digest
                 if progress and (done % 256 == 0 or done == len(todo)):
                     progress("fingerprint", done, len(todo))
-        settled = stats[:, 1:].max(axis=1) < now - RACY
+        settled = (stats[:, 1:].max(axis=1) < now - RACY) & (stats[:, 0] >= 0)
         keep = [i for i in range(len(paths)) if settled[i]]
         save_arrays(
             index,
-            names=np.frombuffer("\0".join(names[i] for i in keep).encode("utf-8", "surrogateescape"), np.uint8),
+            names=np.frombuffer(
+                "\0".join(names[i] for i in keep).encode("utf-8", "surrogateescape"), np.uint8
+            ),
             stats=stats[keep],
             hashes=np.frombuffer(b"".join(hashes[i] or b"" for i in keep), np.uint8),
         )
@@ -69,8 +66,8 @@ def combine(parts: Iterable[bytes]) -> str:
 def _stat(path: Path) -> tuple[int, int, int]:
     try:
         stat = path.stat()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", fix="remove it or make it readable") from None
+    except OSError:
+        return -1, -1, -1
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
@@ -78,8 +75,8 @@ def _hash_file(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", fix="remove it or make it readable") from None
+    except OSError:
+        return b"\0" * DIGEST
 
 
 def _read_index(path: Path) -> dict[str, tuple[list[int], bytes]]:

@@ -14,9 +14,10 @@ from trickbag.data.base import SPLITS, DataFacts, DataSet, DataSpec
 from trickbag.data.cache import cache_folder, load_json, save_json
 from trickbag.data.cut import Shares, assign
 from trickbag.data.decode import READER, Unreadable, header_size, quiet
+from trickbag.data.filling import hold
 from trickbag.data.grouping import groups_of
 from trickbag.data.hashing import combine
-from trickbag.data.holding import Held, Pixels, hold
+from trickbag.data.holding import WORKERS, Held, Pixels, ahead
 from trickbag.data.listing import Listing, Mode, Progress
 from trickbag.data.serving import ImageSplit
 from trickbag.errors import DataError
@@ -35,9 +36,9 @@ def load_set(spec: DataSpec, progress: Progress | None = None) -> DataSet:
     images = hold(listing, mode, budget, spec.cache, progress)
     bad = np.flatnonzero(images.sizes[:, 0] == 0)
     names = tuple(listing.names[i] for i in bad)
-    _check_bad(names, len(listing), spec, listing)
+    _check_bad(names, listing, spec)
     place[bad] = -1
-    splits = {}
+    splits: dict[str, ImageSplit] = {}
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(place == number)
         if not len(rows):
@@ -46,7 +47,7 @@ def load_set(spec: DataSpec, progress: Progress | None = None) -> DataSet:
             images, rows, listing.labels[rows], tuple(listing.names[i] for i in rows), images.sizes[rows]
         )
     known = _remembered(facts.fingerprint)
-    if known is None or not known.mean:
+    if known is None or not known.mean or known.bad != names:
         mean, std = statistics(images, splits["train"].rows)
         sizes = {name: len(split) for name, split in splits.items()}
         known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, bad=names)
@@ -76,10 +77,14 @@ def describe_set(data: DataSet) -> str:
     return text + (f"; {len(facts.bad)} unreadable images left out" if facts.bad else "")
 
 
-def fingerprint_of(content: str, shares: Shares, spec: DataSpec, mode: Mode, groups: np.ndarray | None) -> str:
+def fingerprint_of(
+    content: str, shares: Shares, spec: DataSpec, mode: Mode, groups: np.ndarray | None
+) -> str:
     """Hash of content, split and color mode, 32 hexadecimal digits."""
     grouped = b"" if groups is None else groups.astype(np.int64).tobytes()
-    return combine((content.encode(), shares.identity(spec).encode(), mode.encode(), READER.encode(), grouped))
+    return combine(
+        (content.encode(), shares.identity(spec).encode(), mode.encode(), READER.encode(), grouped)
+    )
 
 
 def statistics(images: Held, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -88,11 +93,11 @@ def statistics(images: Held, rows: np.ndarray) -> tuple[tuple[float, ...], tuple
     Every image counts alike, whatever its size; of large ones every k-th row and column is taken.
     """
     chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)]
-    if isinstance(images, Pixels) and images.uniform and images.sizes[0].max() <= 64:
-        values = images.stack[chosen].astype(np.float64) / 255
+    if isinstance(images, Pixels) and images.uniform and images.sizes.max() <= 64:
+        stack, slots = images.stack(chosen)
+        values = stack[slots].astype(np.float64) / 255
         mean, square = values.mean(axis=(0, 1, 2)), (values**2).mean(axis=(0, 1, 2))
     else:
-        from trickbag.data.holding import WORKERS, ahead
 
         def moments(row: int) -> np.ndarray:
             image = images.image(row)
@@ -139,7 +144,9 @@ def _list(spec: DataSpec, progress: Progress | None) -> Listing:
         return list_vision(name, progress)
     source = Path(spec.source).expanduser()
     if not source.exists():
-        raise DataError(f"there is no {spec.source}", expected="a folder or a Parquet file", fix="check the path")
+        raise DataError(
+            f"there is no {spec.source}", expected="a folder or a Parquet file", fix="check the path"
+        )
     if source.is_file() or _has_tables(source):
         from trickbag.data.table import list_table
 
@@ -164,12 +171,15 @@ def _typical_size(listing: Listing) -> tuple[int, int]:
         except Unreadable:
             continue
     if not sizes:
-        raise DataError(f"none of the images of {listing.name} can be read", fix="check that the files are images")
+        raise DataError(
+            f"none of the images of {listing.name} can be read", fix="check that the files are images"
+        )
     height, width = np.median(np.array(sizes), axis=0)
     return round(float(height)), round(float(width))
 
 
-def _check_bad(names: tuple[str, ...], total: int, spec: DataSpec, listing: Listing) -> None:
+def _check_bad(names: tuple[str, ...], listing: Listing, spec: DataSpec) -> None:
+    total = len(listing)
     if len(names) <= spec.max_bad * total:
         return
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -189,7 +199,7 @@ def _remembered(fingerprint: str) -> DataFacts | None:
     if not isinstance(known, Mapping):
         return None
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
         return DataFacts(**values) if values["fingerprint"] == fingerprint else None
     except (TypeError, KeyError):
         return None

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """Pillow's numbers of its resampling filters."""
+TINY = 48 * 48
+"""Pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImageSplit:
     """The images of one split, in a fixed order; see :class:`trickbag.data.base.Split`.
 
@@ -59,7 +61,10 @@ class ImageSplit:
             ValueError: an index, box or filter makes no sense.
         """
         quiet()
-        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="trickbag-data")
+        # Threads that resize tiny images spend their time passing the interpreter's lock around.
+        tiny = isinstance(self.images, Pixels) and float(np.median(self.sizes.prod(axis=1))) <= TINY
+        workers = 1 if tiny else WORKERS
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="trickbag-data")
         waiting: deque[np.ndarray | list[Future[np.ndarray]]] = deque()
         try:
             for request in requests:
@@ -73,7 +78,7 @@ class ImageSplit:
 
     def _start(self, request: Request, pool: ThreadPoolExecutor) -> np.ndarray | list[Future[np.ndarray]]:
         indices = np.asarray(request.indices, dtype=np.int64)
-        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise ValueError(f"indices run from {indices.min()} to {indices.max()}, of {len(self)} images")
         if request.interpolation not in FILTERS:
             raise ValueError(f"interpolation is {request.interpolation!r}, not one of {', '.join(FILTERS)}")
@@ -82,10 +87,12 @@ class ImageSplit:
         check_boxes(boxes, sizes)
         native = (boxes[:, 2:] == size).all(axis=1) & (boxes == np.floor(boxes)).all(axis=1)
         if isinstance(self.images, Pixels) and self.images.uniform and native.all():
-            return _copy(self.images.stack, rows, boxes[:, :2].astype(np.int64), size)
+            return _copy(*self.images.stack(rows), boxes[:, :2].astype(np.int64), size)
         step = max(1, min(16, -(-len(rows) // WORKERS)))
         return [
-            pool.submit(self._chunk, rows[i : i + step], boxes[i : i + step], size, FILTERS[request.interpolation])
+            pool.submit(
+                self._chunk, rows[i : i + step], boxes[i : i + step], size, FILTERS[request.interpolation]
+            )
             for i in range(0, len(rows), step)
         ]
 
@@ -108,7 +115,9 @@ class ImageSplit:
         if isinstance(work, np.ndarray):
             return torch.from_numpy(work)
         parts = [part.result() for part in work]
-        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros((0, self.images.channels, 1, 1), np.uint8))
+        return torch.from_numpy(
+            np.concatenate(parts) if parts else np.zeros((0, self.images.channels, 1, 1), np.uint8)
+        )
 
 
 def crop(image: np.ndarray, box: list[float], size: int, resample: int) -> np.ndarray:

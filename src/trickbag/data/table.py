@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from trickbag.data.base import SPLITS, DataSpec
 from trickbag.data.hashing import combine, file_hashes
 from trickbag.data.listing import SELECTION, TEST, TRAIN, Listing, Progress
+from trickbag.data.rows import Rows, read_columns
 from trickbag.errors import DataError, nearest
 
 SPLIT_WORDS = {
@@ -65,7 +65,7 @@ def list_table(source: Path, spec: DataSpec, progress: Progress | None = None) -
     kept: list[Path] = []
     for path, split in zip(files, splits, strict=True):
         wanted = [label, *([groups] if groups else [])]
-        table = _read(path, wanted)
+        table = read_columns(path, wanted)
         column = table.column(label)
         if split != TRAIN and _unlabeled(column):
             continue
@@ -76,7 +76,7 @@ def list_table(source: Path, spec: DataSpec, progress: Progress | None = None) -
         if groups:
             group_parts.append(np.asarray(table.column(groups).to_pylist(), dtype=object))
     numbers, classes = _labels(labels, schemas[0], label, kept)
-    names = _distinct(names, [n for n in given], kept, root)
+    names = _distinct(names, given, kept, root)
     hashes = file_hashes(kept, root, progress)
     splits_ = np.concatenate(given)
     head = f"parquet {image} {label} {[p.relative_to(root).as_posix() for p in kept]}"
@@ -94,72 +94,11 @@ def list_table(source: Path, spec: DataSpec, progress: Progress | None = None) -
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Images that are cells of a Parquet column."""
-
-    files: tuple[Path, ...]
-    column: str
-    _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return sum(pq.read_metadata(path).num_rows for path in self.files)
-
-    def get(self, index: int) -> memoryview | None:
-        """The bytes at ``index``; the first call reads the whole column into memory."""
-        if "all" not in self._held:
-            chunks = [chunk for path in self.files for chunk in _cells(_read(path, [self.column]))]
-            self._held["starts"] = np.cumsum([0, *map(len, chunks)])
-            self._held["all"] = chunks
-        chunk = int(np.searchsorted(self._held["starts"], index, side="right")) - 1
-        return _cell(self._held["all"][chunk], index - int(self._held["starts"][chunk]))
-
-    def blocks(self, size: int = 256) -> Iterator[list[memoryview | None]]:
-        """All cells in order, in record batches."""
-        for path in self.files:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(size, columns=[self.column]):
-                    for array in _cells(pa.table(batch)):
-                        yield [_cell(array, i) for i in range(len(array))]
-
-    def sample(self, size: int = 200) -> list[memoryview | None]:
-        """The first rows of the first files."""
-        files = self.files[:8]
-        found: list[memoryview | None] = []
-        for path in files:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(max(1, size // len(files)), row_groups=[0], columns=[self.column]):
-                    for array in _cells(pa.table(batch)):
-                        found += [_cell(array, i) for i in range(len(array))]
-                    break
-        return found
-
-
-def _cells(table: pa.Table) -> list[Any]:
-    column = table.column(0)
-    if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")
-    return list(column.chunks)
-
-
-def _cell(array: Any, index: int) -> memoryview | None:
-    buffer = array[index].as_buffer()
-    return None if buffer is None else memoryview(buffer)
-
-
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not a Parquet file: {str(error).splitlines()[0]}", where=str(path)) from None
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read the columns {columns}: {error}", where=str(path)) from None
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -178,12 +117,15 @@ def _image_column(schema: pa.Schema, spec: DataSpec, path: Path) -> str:
     fits = [f.name for f in schema if _holds_images(f.type)]
     if spec.image_column is not None:
         if spec.image_column not in fits:
-            what = f"column {spec.image_column!r} holds no images" if spec.image_column in schema.names else None
+            what = (
+                f"column {spec.image_column!r} holds no images" if spec.image_column in schema.names else None
+            )
             near = nearest(spec.image_column, fits or schema.names)
             raise DataError(
                 what or f"there is no column {spec.image_column!r}",
                 where=str(path),
-                expected="a column of bytes, or of structs with bytes; the file has " + ", ".join(schema.names),
+                expected="a column of bytes, or of structs with bytes; the file has "
+                + ", ".join(schema.names),
                 fix=f"did you mean {near}?" if near else None,
             )
         return spec.image_column
@@ -268,7 +210,9 @@ def _labels(
         values, numbers = np.unique(column.to_numpy(zero_copy_only=False), return_inverse=True)
         classes, numbers = tuple(map(str, values.tolist())), numbers.astype(np.int64)
     if len(classes) < 2:
-        raise DataError(f"column {label!r} has one class only: {', '.join(classes)}", expected="two or more classes")
+        raise DataError(
+            f"column {label!r} has one class only: {', '.join(classes)}", expected="two or more classes"
+        )
     return numbers, classes
 
 
@@ -299,7 +243,7 @@ def _split_of(path: Path) -> int | None:
 
 def _names(path: Path, root: Path, image: str, plain: bool, rows: int, schema: pa.Schema) -> list[str]:
     if not plain and schema.field(image).type.get_field_index("path") >= 0:
-        values = pc.struct_field(_read(path, [f"{image}.path"]).column(0), "path").to_pylist()
+        values = pc.struct_field(read_columns(path, [f"{image}.path"]).column(0), "path").to_pylist()
         if all(values) and len(set(values)) == len(values):
             return [str(value) for value in values]
     stem = path.relative_to(root).with_suffix("").as_posix()

@@ -14,13 +14,19 @@ import numpy as np
 from trickbag.data.cache import cache_folder
 from trickbag.data.decode import decode
 from trickbag.data.hashing import combine, file_hashes
-from trickbag.data.listing import SELECTION, TEST, TRAIN, Listing, Progress
+from trickbag.data.listing import SELECTION, TEST, TRAIN, Listing, Mode, Progress
 from trickbag.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from trickbag.data.listing import Encoded
 
-SPLIT_VALUES = (("train", TRAIN), ("trainval", TRAIN), ("val", SELECTION), ("valid", SELECTION), ("test", TEST))
+SPLIT_VALUES = (
+    ("train", TRAIN),
+    ("trainval", TRAIN),
+    ("val", SELECTION),
+    ("valid", SELECTION),
+    ("test", TEST),
+)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
 
@@ -48,7 +54,7 @@ def list_vision(name: str, progress: Progress | None = None) -> Listing:
     together = [array for array in arrays if array is not None]
     same = len(together) == len(parts) and len({array.shape[1:] for array in together}) == 1
     pixels = np.concatenate(together) if same else None
-    names = [name for name in getattr(parts[0][1], "classes", ())]
+    names = list(getattr(parts[0][1], "classes", None) or ())
     top = int(labels.max()) + 1
     classes = tuple(map(str, names if len(names) >= top else range(top)))
     if len(classes) < 2:
@@ -204,7 +210,7 @@ def _pixels(part: Any) -> np.ndarray | None:
         return None
     options = [array[..., None]] if array.ndim == 3 else [array, array.transpose(0, 2, 3, 1)]
     for option in options:
-        mode = "gray" if option.shape[3] == 1 else "rgb"
+        mode: Mode = "gray" if option.shape[3] == 1 else "rgb"
         if all(np.array_equal(decode(part[i][0], mode), option[i]) for i in (0, len(part) - 1)):
             return np.ascontiguousarray(option)
     return None

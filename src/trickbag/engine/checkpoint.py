@@ -101,9 +101,18 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Undo :func:`pack_optimizer` on a fresh optimizer over the same parameters."""
+    """Undo :func:`pack_optimizer` on a fresh optimizer over the same parameters.
+
+    State takes the memory layout of its parameter: fused optimizers pair the two by position in memory.
+    """
+    import torch
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **values}.items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -140,8 +140,14 @@ def load_weights(run: Run, plan: Plan, device: str | torch.device = "cpu") -> We
     averages = {}
     for path in sorted(folder.glob("average-*.safetensors")):
         kind = path.stem.removeprefix("average-")
-        averages[kind] = {name: t.to(device) for name, t in checkpoint.load_tensors(path).items()}
+        averages[kind] = {name: _as_in_training(t, device) for name, t in checkpoint.load_tensors(path).items()}
     return Weights(model, averages)
+
+
+def _as_in_training(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """On the device, and in the memory format that training uses: another one rounds differently."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    return tensor.to(device, memory_format=layout)
 
 
 def evaluate(

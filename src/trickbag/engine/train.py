@@ -237,7 +237,7 @@ def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, An
         "seed": seed,
         "recipe": plan.recipe.digest,
         "data": data.spec.model_dump(mode="json"),
-        "facts": asdict(data.facts) | {"sizes": dict(data.facts.sizes)},
+        "facts": vars(data.facts) | {"sizes": dict(data.facts.sizes)},
         "code": code_version(),
         "versions": versions(),
         "device": device.type,

@@ -90,14 +90,23 @@ def color_jitter(images: Tensor, factors: Tensor, shifts: Tensor | None, order: 
     Source:
         Howard 2013, arXiv:1312.5402, section 2; order as in torchvision's ``ColorJitter``.
     """
-    factors = torch.cat((factors, torch.ones_like(factors[:, :1])), 1)
-    for operation in order.unbind(1):
-        kind = per_image(operation)
+    steps = torch.arange(3, device=order.device)
+    before_hue = steps < (order == HUE).to(torch.uint8).argmax(1, keepdim=True)
+    blends = order.gather(1, steps + ~before_hue)  # the order of the other three
+    factors = factors.gather(1, blends)
+    if shifts is None:
+        return _blend_in_order(images, factors, blends)
+    # Turning hue costs more than all the rest, so it is done once: the others come in two runs around it.
+    images = _blend_in_order(images, torch.where(before_hue, factors, 1), blends)
+    return _blend_in_order(adjust_hue(images, shifts), torch.where(before_hue, 1, factors), blends)
+
+
+def _blend_in_order(images: Tensor, factors: Tensor, blends: Tensor) -> Tensor:
+    for kind, factor in zip(blends.unbind(1), factors.unbind(1), strict=True):
         gray = luma(images)
-        reference = torch.where(kind == CONTRAST, gray.mean((1, 2, 3), keepdim=True), gray)
-        reference = torch.where(kind == BRIGHTNESS, torch.zeros_like(gray), reference)
-        changed = _blend(images, reference, factors.gather(1, operation[:, None])[:, 0])
-        images = changed if shifts is None else torch.where(kind == HUE, adjust_hue(images, shifts), changed)
+        reference = torch.where(per_image(kind) == CONTRAST, gray.mean((1, 2, 3), keepdim=True), gray)
+        reference = torch.where(per_image(kind) == BRIGHTNESS, torch.zeros_like(gray), reference)
+        images = _blend(images, reference, factor)
     return images
 
 

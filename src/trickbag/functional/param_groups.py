@@ -96,7 +96,9 @@ def split_decay(model: nn.Module, groups: Iterable[dict[str, Any]] | None = None
     result = []
     for group in groups:
         for keep in (True, False):
-            pairs = [(p, n) for p, n in zip(group["params"], group["names"], strict=True) if (p in tied) is keep]
+            pairs = [
+                (p, n) for p, n in zip(group["params"], group["names"], strict=True) if (p in tied) is keep
+            ]
             if pairs:
                 part = {**group, "params": [p for p, _ in pairs], "names": [n for _, n in pairs]}
                 result.append(part if keep else {**part, "weight_decay": 0.0})

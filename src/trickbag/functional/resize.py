@@ -15,9 +15,10 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str = "
 
     The filters are Pillow's (Resample.c): separable, horizontal pass first, support widened by the
     scale when shrinking (antialiasing), truncated and renormalized at the borders of the *image*, not
-    of the box, and for uint8 rounded after each pass: bit for bit what Pillow gives where it takes
-    the same order of passes, within one level where some versions do not (tall images). Weights are dense, ``(batch, size, width)``, so
-    this is meant for small images; a box of whole pixels at its native size is copied.
+    of the box, and for uint8 rounded after each pass: bit for bit what Pillow gives where it takes the
+    same order of passes, within one level where some versions do not (tall images; bicubic may differ
+    by more where the first pass clips). Weights are dense, ``(batch, size, width)``, so this is meant
+    for small images or a GPU. A box of whole pixels at its native size is copied.
 
     Args:
         images: ``(batch, channels, height, width)``, uint8 (0 to 255) or floating point (any range).
@@ -102,13 +103,16 @@ def filter_weights(start: Tensor, scale: Tensor, length: int, size: int, interpo
     center = (start[:, None] + steps * scale[:, None])[:, :, None]
     stretch = scale.clamp(min=1.0)[:, None, None]
     support = SUPPORT[interpolation] * stretch
-    position = torch.arange(length, device=start.device, dtype=start.dtype)
     first = (center - support + 0.5).trunc().clamp(min=0)
     last = (center + support + 0.5).trunc().clamp(max=length)
+    taps = min(length, int((last - first).max()))
+    position = first + torch.arange(taps, device=start.device, dtype=start.dtype)
     distance = ((position - center + 0.5) * (1.0 / stretch)).abs()
     weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    weights = weights * ((position >= first) & (position < last))
-    return weights / weights.sum(dim=2, keepdim=True)
+    weights = weights * (position < last)
+    weights = weights / weights.sum(dim=2, keepdim=True)
+    dense = weights.new_zeros(len(start), size, length)
+    return dense.scatter_add_(2, position.clamp(max=length - 1).long(), weights)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -127,8 +131,9 @@ def _quantize(weights: Tensor) -> Tensor:
 
 
 def _to_levels(values: Tensor, quantized: bool) -> Tensor:
-    values = values * 2.0**-PRECISION if quantized else values
-    return (values + 0.5).floor().clamp(0, 255)
+    if quantized:
+        values.mul_(2.0**-PRECISION)
+    return values.add_(0.5).floor_().clamp_(0, 255)
 
 
 def _apply(images: Tensor, weights: Tensor) -> Tensor:

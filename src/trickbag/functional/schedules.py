@@ -1,4 +1,4 @@
-"""Learning-rate schedules in closed form: factors of the peak rate for the update numbered ``step`` from 0."""
+"""Learning-rate schedules in closed form: factors of the peak rate for update ``step``, counted from 0."""
 
 from __future__ import annotations
 

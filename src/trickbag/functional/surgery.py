@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -34,7 +36,9 @@ def resnet_variant(model: nn.Module, variant: str, generators: Generators | None
     """
     blocks = residual_blocks(model)
     if variant in ("a", "b") and isinstance(model.conv1, nn.Sequential):
-        raise CannotOperate(f"the model has a deep stem (variant C or later) and cannot become {variant.upper()}")
+        raise CannotOperate(
+            f"the model has a deep stem (variant C or later) and cannot become {variant.upper()}"
+        )
     pooled = any(isinstance(part, nn.AvgPool2d) for b in blocks for part in _shortcut(b))
     if variant != "d" and pooled:
         raise CannotOperate(f"the model has pooled shortcuts (variant D) and cannot become {variant.upper()}")
@@ -46,14 +50,16 @@ def resnet_variant(model: nn.Module, variant: str, generators: Generators | None
     return model
 
 
-def residual_blocks(model: nn.Module) -> list[nn.Module]:
+def residual_blocks(model: nn.Module) -> list[Any]:
     """The bottleneck and basic blocks of a ResNet.
 
     Raises:
         CannotOperate: the model is not a ResNet as timm and torchvision build them.
     """
     stem = all(hasattr(model, name) for name in ("conv1", "bn1", "layer1", "fc"))
-    blocks = [m for m in model.modules() if hasattr(m, "downsample") and hasattr(m, "bn2") and hasattr(m, "conv1")]
+    blocks = [
+        m for m in model.modules() if hasattr(m, "downsample") and hasattr(m, "bn2") and hasattr(m, "conv1")
+    ]
     plain = all(isinstance(b.conv1, nn.Conv2d) and isinstance(b.conv2, nn.Conv2d) for b in blocks)
     if not stem or not blocks or not plain:
         raise CannotOperate(f"{type(model).__name__} is not a ResNet with a 7x7 stem and residual blocks")
@@ -71,9 +77,9 @@ def place_stride(model: nn.Module, *, first: bool) -> None:
         if first and not isinstance(getattr(block, "aa", nn.Identity()), nn.Identity):
             raise CannotOperate("variant A cannot be combined with anti-aliasing layers in the blocks")
         if first:
-            conv1.stride, conv2.stride = _times(conv1.stride, conv2.stride), (1, 1)  # type: ignore[assignment]
+            conv1.stride, conv2.stride = _times(conv1.stride, conv2.stride), (1, 1)
         else:
-            conv2.stride, conv1.stride = _times(conv1.stride, conv2.stride), (1, 1)  # type: ignore[assignment]
+            conv2.stride, conv1.stride = _times(conv1.stride, conv2.stride), (1, 1)
 
 
 def deepen_stem(model: nn.Module, generators: Generators | None = None) -> None:
@@ -87,7 +93,8 @@ def deepen_stem(model: nn.Module, generators: Generators | None = None) -> None:
     if not isinstance(old, nn.Conv2d) or old.kernel_size != (7, 7):
         raise CannotOperate("the stem is not one 7x7 convolution")
     place = {"device": old.weight.device, "dtype": old.weight.dtype}
-    norm, act = type(model.bn1), type(getattr(model, "act1", None) or model.relu)
+    norm: Any = type(model.bn1)
+    act: Any = type(getattr(model, "act1", None) or model.relu)
     widths = (old.out_channels // 2, old.out_channels // 2, old.out_channels)
     layers: list[nn.Module] = []
     channels = old.in_channels
@@ -123,14 +130,14 @@ def pool_shortcuts(model: nn.Module) -> None:
             raise CannotOperate("variant D needs 1x1 convolutions in the shortcuts")
         pool: nn.Module = nn.Identity()
         if conv.stride != (1, 1):
-            pool = nn.AvgPool2d(2, conv.stride, ceil_mode=True, count_include_pad=False)
+            pool = nn.AvgPool2d(2, (conv.stride[0], conv.stride[1]), ceil_mode=True, count_include_pad=False)
         conv.stride = (1, 1)
         block.downsample = nn.Sequential(pool, *parts)
 
 
-def _shortcut(block: nn.Module) -> tuple[nn.Module, ...]:
+def _shortcut(block: Any) -> tuple[nn.Module, ...]:
     return tuple(block.downsample) if isinstance(block.downsample, nn.Sequential) else ()
 
 
-def _times(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(x * y for x, y in zip(a, b, strict=True))
+def _times(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] * b[0], a[1] * b[1]

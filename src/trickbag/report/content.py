@@ -126,8 +126,9 @@ class ReportData:
         factors: what was switched, by key.
         metric: name of the primary metric.
         confirm: result on the sealed split; None while it is sealed.
-        plan: figures of the plan: ``runs``, ``trained``, ``shared``, ``seconds_estimated``, ``seconds_actual``,
-            ``detectable``, or others. Keys that begin with ``seconds`` are shown as durations.
+        plan: figures of the plan: ``runs``, ``trained``, ``shared``, ``seconds_estimated``,
+            ``seconds_actual``, ``detectable``, or others. Keys that begin with ``seconds``
+            are shown as durations.
         provenance: code version, data fingerprint, data facts, seeds, hardware, versions, command.
         recipes: YAML by name.
     """
@@ -165,33 +166,34 @@ class ReportData:
     def ranked(self) -> list[Effect]:
         """Effects, largest first; those without an estimate last."""
         return sorted(
-            self.analysis.effects, key=lambda e: (e.estimate is None, -(e.estimate or 0.0), self.label(e.factor))
+            self.analysis.effects,
+            key=lambda e: (e.estimate is None, -(e.estimate or 0.0), self.label(e.factor)),
         )
 
+    def to_json(self) -> str:
+        """The content as JSON."""
+        from pydantic import TypeAdapter
 
-def to_json(data: ReportData) -> str:
-    """The report's content as JSON."""
-    from pydantic import TypeAdapter
+        return TypeAdapter(ReportData).dump_json(self, indent=1).decode()
 
-    return TypeAdapter(ReportData).dump_json(data, indent=1).decode()
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ReportData:
+        """Inverse of :meth:`to_json`.
 
+        Raises:
+            StudyError: the text is not a report's content.
+        """
+        from pydantic import TypeAdapter, ValidationError
 
-def from_json(text: str | bytes) -> ReportData:
-    """Inverse of :func:`to_json`.
-
-    Raises:
-        StudyError: the text is not a report's content.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(ReportData).validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StudyError(
-            f"not the content of a report: {first['msg']} at {'.'.join(map(str, first['loc'])) or 'its start'}",
-            expected="JSON as written by trickbag.report.content.to_json",
-        ) from error
+        try:
+            return TypeAdapter(ReportData).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "its start"
+            raise StudyError(
+                f"not the content of a report: {first['msg']} at {place}",
+                expected="JSON as written by ReportData.to_json",
+            ) from error
 
 
 def points(value: float, digits: int = 2) -> str:
@@ -226,7 +228,8 @@ class Verdict:
 
     Attributes:
         headline: what the candidate gains over the baseline, in one sentence.
-        sentences: headline first, then what is known of the factors, limits and cost.
+        remarks: the sealed split, what could not be resolved, cost, trouble; a sentence each.
+        findings: what helps, hurts and does nothing, with effects; a sentence each.
         helps: labels of factors that help, largest effect first.
         hurts: labels of factors that hurt, largest harm first.
         equivalent: labels of factors whose effect is zero within the margin.
@@ -237,7 +240,8 @@ class Verdict:
     """
 
     headline: str
-    sentences: tuple[str, ...]
+    remarks: tuple[str, ...]
+    findings: tuple[str, ...]
     helps: tuple[str, ...]
     hurts: tuple[str, ...]
     equivalent: tuple[str, ...]
@@ -246,9 +250,14 @@ class Verdict:
     cost: float | None
     trouble: int
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Everything, headline first."""
+        return self.headline, *self.findings, *self.remarks
+
 
 def cost_multiple(data: ReportData, arm: ArmResult | None) -> float | None:
-    """Mean wall time of an arm's runs as a multiple of the baseline's; of the first arm's if there is no baseline."""
+    """Mean wall time of an arm's runs as a multiple of the baseline's, or of the first arm's without one."""
     reference = data.arm(data.baseline) or (data.arms[0] if data.arms else None)
     if arm is None or reference is None or not arm.seconds or not reference.seconds:
         return None
@@ -266,18 +275,16 @@ def verdict(data: ReportData) -> Verdict:
     detectable = max(unresolved, default=None)
     cost = cost_multiple(data, data.arm(data.candidate))
     trouble = sum(r.status != "finished" for arm in data.arms for r in arm.runs)
-    sentences = [
-        *_gain(data),
-        *_findings(data, groups),
-        *_limits(data, groups["undetected"], detectable),
-    ]
+    headline, *sealed = _gain(data)
+    remarks = [*sealed, *_limits(data, groups["undetected"], detectable)]
     if cost is not None:
-        sentences.append(f"A run of the candidate takes {cost:.2f} times as long as one of the baseline.")
+        remarks.append(f"A run of the candidate takes {cost:.2f} times as long as one of the baseline.")
     if trouble:
-        sentences.append(f"{_count(trouble, 'run')} diverged or failed; they are listed with the costs.")
+        remarks.append(f"{_count(trouble, 'run')} diverged or failed; the list is with the costs.")
     return Verdict(
-        sentences[0],
-        tuple(sentences),
+        headline,
+        tuple(remarks),
+        tuple(_findings(data, groups)),
         labels["helps"],
         labels["hurts"],
         labels["equivalent"],
@@ -302,8 +309,8 @@ def _gain(data: ReportData) -> list[str]:
     sentences = []
     if overall is None or overall.estimate is None:
         sentences.append(
-            f"This study judges {_count(len(data.factors), 'factor')} one by one; it did not compare the whole "
-            "candidate with the baseline."
+            f"This study judges {_count(len(data.factors), 'factor')} one by one; it did not compare the "
+            "whole candidate with the baseline."
             if overall is None
             else "Candidate and baseline share no finished run, so the overall gain is unknown."
         )
@@ -319,7 +326,8 @@ def _gain(data: ReportData) -> list[str]:
                 sentences.append(f"The candidate {verb} the baseline: {size} ({sure}) {seeds}.")
             elif overall.verdict == "equivalent":
                 sentences.append(
-                    f"The candidate equals the baseline to within ±{data.delta:g} points: {size} ({sure}) {seeds}."
+                    f"The candidate equals the baseline to within ±{data.delta:g} points: "
+                    f"{size} ({sure}) {seeds}."
                 )
             else:
                 sentences.append(
@@ -328,8 +336,9 @@ def _gain(data: ReportData) -> list[str]:
     if sealed is not None:
         sure = "" if sealed.low is None else f" ({level} interval {interval(sealed.low, sealed.high)})"
         sentences.append(
-            f"On the sealed {sealed.split} split it scores {sealed.candidate:.2f} against {sealed.baseline:.2f}: "
-            f"{points(sealed.difference)} points{sure} over {_count(sealed.n, 'seed')}."
+            f"On the sealed {sealed.split} split it scores {sealed.candidate:.2f} against "
+            f"{sealed.baseline:.2f}: {points(sealed.difference)} points{sure} over "
+            f"{_count(sealed.n, 'seed')}."
         )
     return sentences
 
@@ -357,8 +366,8 @@ def _limits(data: ReportData, unresolved: Sequence[Effect], detectable: float | 
     if detectable is None:
         return [f"Not resolved: {names}; the study has no estimate of their noise."]
     return [
-        f"Not resolved: {names}. With 80 % power this study could have seen effects of {detectable:.2f} points or "
-        "more; smaller ones may be there."
+        f"Not resolved: {names}. With 80 % power this study could have seen effects of {detectable:.2f} "
+        "points or more; smaller ones may be there."
     ]
 
 
@@ -368,19 +377,20 @@ def methods(data: ReportData) -> str:
     seeds = _count(len(data.seeds), "seed")
     text = (
         f"We compared {_count(len(data.arms), 'training recipe')} on {data.data_name} "
-        f"({DESIGNS.get(data.design, data.design)}), each with {seeds}. Runs with one seed share initial weights, data "
-        f"order and the draws of every trick they have in common. The primary metric is {data.metric} on the "
-        f"selection split; differences are in percentage points. {analysis.method}"
+        f"({DESIGNS.get(data.design, data.design)}), each with {seeds}. Runs with one seed share initial "
+        f"weights, data order and the draws of every trick they have in common. The primary metric is "
+        f"{data.metric} on the selection split; differences are in percentage points. {analysis.method}"
     )
     if analysis.sd_paired is not None and analysis.correlation is not None:
         text += (
-            f" The standard deviation of a paired difference was {analysis.sd_paired:.3g} points, of an unpaired one "
-            f"{analysis.sd_unpaired:.3g} (correlation between runs with one seed: {points(analysis.correlation)})."
+            f" The standard deviation of a paired difference was {analysis.sd_paired:.3g} points, of an "
+            f"unpaired one {analysis.sd_unpaired:.3g} (correlation between runs with one seed: "
+            f"{points(analysis.correlation)})."
         )
     if data.confirm is not None:
         times = len(data.confirm.opened)
         text += (
-            f" The {data.confirm.split} split was used only to compare baseline and candidate by a paired t test"
-            f"{f', and opened {times} times' if times > 1 else ', and opened once' if times else ''}."
+            f" The {data.confirm.split} split was used only to compare baseline and candidate by a paired t "
+            f"test{f', and opened {times} times' if times > 1 else ', and opened once' if times else ''}."
         )
     return text

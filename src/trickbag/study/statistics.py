@@ -86,7 +86,7 @@ class Analysis:
         effects: one for each contrast, in the order given.
         sd_paired: standard deviation of the difference of two runs with one seed; None if not estimable.
         sd_unpaired: the same for two runs with different seeds.
-        correlation: correlation between runs with one seed; ``(sd_paired / sd_unpaired)**2 = 1 - correlation``.
+        correlation: correlation between runs with one seed; ``(sd_paired / sd_unpaired)**2`` is one minus it.
         heteroscedastic: True if the factors' noise differs, and each was judged by its own differences.
         heteroscedastic_p: p-value of that check; None if it could not be made.
         method: the method in words, fit for a paper.
@@ -119,9 +119,10 @@ def analyze(
 ) -> Analysis:
     """Judge every contrast of a study.
 
-    The model is a randomized block design, ``y[arm, seed] = arm + seed + e``, fitted by least squares: paired
-    differences whose variance is pooled over the factors, done right for factors that share an arm. Where a check
-    at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t test instead.
+    The model is a randomized block design, ``y[arm, seed] = arm + seed + e``, fitted by least squares:
+    paired differences whose variance is pooled over the factors, done right for factors that share an arm.
+    Where a check at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t
+    test instead.
 
     Args:
         values: primary metric in points by arm and seed; None, NaN or absence means a run without a value.
@@ -177,7 +178,7 @@ def analyze(
 def smallest_detectable(
     sd_paired: float, seeds: int, factors: int, arms: int, alpha: float = 0.05, power: float = POWER
 ) -> float:
-    """Smallest effect that a study of this size finds with probability ``power``, in the unit of ``sd_paired``.
+    """Smallest effect that such a study finds with probability ``power``, in the unit of ``sd_paired``.
 
     Two-sided, at the Bonferroni-corrected level ``alpha / factors``, with the variance pooled over ``arms``.
     Infinite with fewer than two seeds or two arms: such a study has no estimate of its noise.
@@ -205,15 +206,18 @@ def binomial_sd(accuracy: float, images: int) -> float:
 def guess_paired_sd(accuracy: float, images: int, correlation: float = 0.5) -> float:
     """Guess, before any run, the sd of the difference of two runs with one seed, in points.
 
-    Treats a run's accuracy as binomial. That is rough, good to a factor of two or so: images that every run gets
-    right add no noise (the guess is too high), unstable training adds more (too low). The default correlation is
-    what named random streams gave on small nets. Use it to plan, then plan again with the sd a study prints.
+    Treats a run's accuracy as binomial. That is rough, good to a factor of two or so: images that every run
+    gets right add no noise (the guess is too high), unstable training adds more (too low). The default
+    correlation is what named random streams gave on small nets. Use it to plan, then plan again
+    with the sd a study prints.
     """
     return binomial_sd(accuracy, images) * math.sqrt(2 * (1 - correlation))
 
 
-def paired(baseline: Mapping[int, float | None], candidate: Mapping[int, float | None], alpha: float = 0.05) -> Effect:
-    """Paired t test of candidate minus baseline over the seeds they share: the confirmation on the test split."""
+def paired(
+    baseline: Mapping[int, float | None], candidate: Mapping[int, float | None], alpha: float = 0.05
+) -> Effect:
+    """Paired t test of candidate minus baseline over shared seeds: the confirmation on the test split."""
     values: Values = {"baseline": baseline, "candidate": candidate}
     contrast = Contrast("candidate", "candidate", "baseline")
     return analyze(values, [contrast], alpha=alpha).effects[0]
@@ -260,9 +264,12 @@ def _table(
 
 
 def _twins(y: Floats) -> list[int]:
-    """For each arm, the first arm with bit-identical values: counted twice they would fake degrees of freedom."""
+    """For each arm, the first one with bit-identical values: counted twice they would fake df."""
+    import numpy as np
+
     first: dict[bytes, int] = {}
-    return [first.setdefault(row.tobytes(), i) for i, row in enumerate(y)]
+    known = np.isfinite(y).sum(1) >= 2
+    return [first.setdefault(row.tobytes(), i) if known[i] else i for i, row in enumerate(y)]
 
 
 class _Fit:
@@ -297,7 +304,7 @@ class _Fit:
         return float(c @ self.beta), float(c @ self.covariance @ c)
 
     def unpaired(self) -> tuple[float | None, float | None]:
-        """Standard deviation of the difference of two runs with different seeds, and the pairing correlation."""
+        """Standard deviation of the difference of runs with different seeds, and the pairing correlation."""
         import numpy as np
 
         rows = [row[np.isfinite(row)] for row in self.y]
@@ -345,7 +352,7 @@ def _measure(y: Floats, seeds: Sequence[int], fit: _Fit, plus: int, minus: int, 
 
     difference = y[plus] - y[minus]
     both = np.isfinite(difference)
-    pairs = tuple((seeds[j], float(difference[j])) for j in np.nonzero(both)[0])
+    pairs = tuple((seed, float(d)) for seed, d in zip(seeds, difference, strict=True) if np.isfinite(d))
     observed = difference[both]
     if len(observed) >= 2 and not observed.any():
         note = f"bit-identical in all {len(observed)} pairs of runs"
@@ -354,7 +361,9 @@ def _measure(y: Floats, seeds: Sequence[int], fit: _Fit, plus: int, minus: int, 
         if len(observed) == 0:
             return _Measured(None, None, None, None, pairs, "no seed finished in both arms")
         estimate, df = float(observed.mean()), len(observed) - 1
-        variance = _denoised(float(observed.var(ddof=1)), y[[plus, minus]][:, both]) / len(observed) if df else None
+        variance = (
+            _denoised(float(observed.var(ddof=1)), y[[plus, minus]][:, both]) / len(observed) if df else None
+        )
     else:
         found = fit.contrast(plus, minus)
         if found is None:
@@ -362,7 +371,7 @@ def _measure(y: Floats, seeds: Sequence[int], fit: _Fit, plus: int, minus: int, 
         estimate, df = found[0], fit.df
         variance = None if fit.mse is None else fit.mse * found[1]
     if variance is None:
-        note = "one seed a factor: no estimate of the noise, hence no interval"
+        note = "a single seed gives no estimate of the noise, hence no interval"
         return _Measured(estimate, None, None, None, pairs, note)
     if variance == 0:
         note = "differs by exactly the same amount at every seed: too coarse a metric to estimate the noise"
@@ -469,7 +478,7 @@ def _heteroscedasticity(y: Floats, twins: Sequence[int], ends: Sequence[tuple[in
 
 
 def _spread(y: Floats, pairs: Sequence[tuple[int, int]]) -> Floats:
-    """Coefficient of variation of the standard deviations of the paired differences; ``y`` is (..., arms, seeds)."""
+    """Coefficient of variation of the contrasts' standard deviations; ``y`` is ``(..., arms, seeds)``."""
     import numpy as np
 
     plus, minus = zip(*pairs, strict=True)
@@ -501,8 +510,8 @@ def _method(
     check = "" if check_p is None else f" (check of equal noise: p = {check_p:.2g})"
     if fit.mse is None:
         return (
-            "Arms were compared at the same seed. With a single seed there is no estimate of the noise, so neither "
-            "intervals nor p-values are given and nothing is claimed."
+            "Arms were compared at the same seed. With a single seed there is no estimate of the noise, so "
+            "neither intervals nor p-values are given and nothing is claimed."
         )
     if heteroscedastic:
         model = (
@@ -511,18 +520,19 @@ def _method(
         )
     else:
         model = (
-            "Effects were estimated by least squares in a randomized block design, value = arm + seed + error, "
-            f"so that runs with one seed are compared with each other and the error variance is pooled over all "
-            f"arms ({fit.df} degrees of freedom{f'; {check[2:-1]}' if check else ''})."
+            "Effects were estimated by least squares in a randomized block design, value = arm + seed + "
+            "error, so that runs with one seed are compared with each other and the error variance is pooled "
+            f"over all arms ({fit.df} degrees of freedom{f'; {check[2:-1]}' if check else ''})."
         )
     text = (
-        f"{model} Intervals are {level} % t intervals, individual and Bonferroni-simultaneous; p-values are two-sided "
-        f"and corrected for the number of factors by Holm's method at a family-wise level of {alpha:g}."
+        f"{model} Intervals are {level} % t intervals, individual and Bonferroni-simultaneous; p-values are "
+        f"two-sided and corrected for the number of factors by Holm's method at a family-wise level of "
+        f"{alpha:g}."
     )
     if delta > 0:
         text += (
-            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} place its effect "
-            f"within ±{delta:g} points (not corrected over factors)."
+            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} place its "
+            f"effect within ±{delta:g} points (not corrected over factors)."
         )
     text += " Detectable effects are those found with 80 % power at the Bonferroni-corrected level."
     if missing:

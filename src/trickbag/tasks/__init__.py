@@ -25,22 +25,18 @@ class Task(Protocol):
     primary: str
     """Name of the metric that counts; higher is better."""
 
-    @staticmethod
     def build_model(
-        spec: ModelSpec, facts: DataFacts, stream: Stream, device: str | torch.device = "cpu"
+        self, spec: ModelSpec, facts: DataFacts, stream: Stream, device: str | torch.device = "cpu"
     ) -> nn.Module:
         """The model with its initial weights."""
 
-    @staticmethod
-    def targets(labels: Tensor, num_classes: int) -> Tensor:
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
         """Dense targets from labels."""
 
-    @staticmethod
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Losses, one an image."""
 
-    @staticmethod
-    def metrics(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    def metrics(self, probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         """Metrics of predictions on one split."""
 
 
@@ -52,7 +48,9 @@ def of(task: str) -> Task:
     """
     if task != "classification":
         near = nearest(task, TASKS)
-        raise RecipeError(f"no task is called {task!r}", expected=" or ".join(TASKS), fix=near and f"task: {near}")
+        raise RecipeError(
+            f"no task is called {task!r}", expected=" or ".join(TASKS), fix=near and f"task: {near}"
+        )
     from trickbag.tasks import classification
 
     return classification

@@ -1,4 +1,4 @@
-"""Image classification: models from the built-in nets and timm, dense targets, soft cross entropy, metrics."""
+"""Image classification: models (built-in nets and timm's), dense targets, soft cross entropy, metrics."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from trickbag.data.base import DataFacts
     from trickbag.recipe.model import ModelSpec
     from trickbag.rng import Stream
+
+_DERIVED = {
+    "num_classes": "it follows from the data",
+    "in_chans": "it follows from the data",
+    "pretrained": "it is a setting of the model itself",
+    "checkpoint_path": "give model.weights",
+}
 
 primary = PRIMARY
 metrics = classification_metrics
@@ -62,6 +69,12 @@ def build_model(
     from trickbag.tasks.nets import NETS
 
     builtin = spec.name in NETS
+    for name in spec.options:
+        if name in _DERIVED:
+            reason = _DERIVED[name]
+            raise PlanError(
+                f"{name} is not an option: {reason}", where="recipe, model.options", fix="remove it"
+            )
     if not builtin:
         _check_timm_name(spec)
     elif spec.pretrained and spec.weights is None:
@@ -122,7 +135,9 @@ def _build_builtin(spec: ModelSpec, num_classes: int, in_chans: int) -> nn.Modul
     try:
         return builder(num_classes=num_classes, in_chans=in_chans, **spec.options)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"model {spec.name} does not accept its options: {error}", where="recipe, model") from None
+        raise PlanError(
+            f"model {spec.name} does not accept its options: {error}", where="recipe, model"
+        ) from None
 
 
 def _build_timm(spec: ModelSpec, num_classes: int, in_chans: int) -> nn.Module:
@@ -133,7 +148,8 @@ def _create(spec: ModelSpec, **arguments: Any) -> nn.Module:
     import timm
 
     try:
-        model: nn.Module = timm.create_model(spec.name, **spec.options, **arguments)
+        options: dict[str, Any] = {**spec.options, **arguments}
+        model: nn.Module = timm.create_model(spec.name, **options)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         text = str(error).split("\n")[0]
         if "unexpected keyword argument" in text or "multiple values" in text:
@@ -141,7 +157,9 @@ def _create(spec: ModelSpec, **arguments: Any) -> nn.Module:
             raise _no_option(spec.name, name, ()) from None
         if not spec.options:
             raise
-        raise PlanError(f"model {spec.name} does not accept its options: {text}", where="recipe, model") from None
+        raise PlanError(
+            f"model {spec.name} does not accept its options: {text}", where="recipe, model"
+        ) from None
     return model
 
 
@@ -175,7 +193,11 @@ def _check_timm_name(spec: ModelSpec) -> None:
         )
     tagged = timm.list_pretrained(architecture)
     if tag and spec.name not in timm.list_pretrained(f"{architecture}.*"):
-        near = [name for name in timm.list_pretrained(f"{architecture}*") if name.partition(".")[0] == architecture]
+        near = [
+            name
+            for name in timm.list_pretrained(f"{architecture}*")
+            if name.partition(".")[0] == architecture
+        ]
         raise PlanError(
             f"{architecture} has no pretrained weights called {tag!r}",
             where=where,

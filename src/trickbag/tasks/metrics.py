@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 PRIMARY = "accuracy"
 ECE_BINS = 15
 FLOOR = 2.0**-126
-"""Smallest probability that enters a logarithm: the smallest normal float32, so that a loss stays below 88."""
+"""Smallest probability that enters a logarithm: the smallest normal float32; a loss stays below 88."""
 
 
 def classification_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
@@ -63,7 +63,7 @@ def classification_metrics(probabilities: Tensor, labels: Tensor) -> dict[str, f
 def _ece(confidence: np.ndarray, right: np.ndarray) -> float:
     import numpy as np
 
-    # torchmetrics would do, but takes longer to import than this takes to run
+    # torchmetrics has this in float32 only
     bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
     gaps = np.bincount(bins, weights=right - confidence, minlength=ECE_BINS)
     return float(np.abs(gaps).sum() / len(confidence))

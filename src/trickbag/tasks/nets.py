@@ -15,6 +15,11 @@ from torch.nn import functional as F
 class PadShortcut(nn.Module):
     """Shortcut without parameters: every second pixel, new channels filled with zeros.
 
+    Args:
+        channels: input channels.
+        out_channels: output channels, at least as many.
+        stride: keeps one pixel of so many in each direction.
+
     Source:
         He et al. 2016, arXiv:1512.03385, section 3.3, option A.
     """
@@ -24,7 +29,7 @@ class PadShortcut(nn.Module):
         self.extra, self.stride = out_channels - channels, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, channels, height, width)`` to ``(batch, out_channels, height / stride, width / stride)``."""
+        """``(batch, channels, h, w)`` to ``(batch, out_channels, h / stride, w / stride)``, rounded up."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 
@@ -57,7 +62,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, channels, height, width)`` to ``(batch, out_channels, height / stride, width / stride)``."""
+        """``(batch, channels, h, w)`` to ``(batch, out_channels, h / stride, w / stride)``, rounded up."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
@@ -81,7 +86,9 @@ class ResidualNet(nn.Module):
         num_classes: outputs.
     """
 
-    def __init__(self, stem: nn.Sequential, stages: Sequence[nn.Module], features: int, num_classes: int) -> None:
+    def __init__(
+        self, stem: nn.Sequential, stages: Sequence[nn.Module], features: int, num_classes: int
+    ) -> None:
         super().__init__()
         self.num_features, self.num_classes = features, num_classes
         self.pretrained_cfg = {"classifier": "fc", "first_conv": "stem.0"}
@@ -111,7 +118,7 @@ class ResidualNet(nn.Module):
 def _stages(blocks: int, widths: Sequence[int], channels: int, shortcut: str) -> list[nn.Module]:
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut is 'A' (zeros) or 'B' (1x1 convolution), not {shortcut!r}")
-    stages = []
+    stages: list[nn.Module] = []
     for index, width in enumerate(widths):
         strides = [1 if index == 0 else 2] + [1] * (blocks - 1)
         layers = []
@@ -124,7 +131,7 @@ def _stages(blocks: int, widths: Sequence[int], channels: int, shortcut: str) ->
 
 def mini_resnet(num_classes: int, in_chans: int = 3, width: int = 8) -> ResidualNet:
     """A stem and two residual blocks (``width`` and twice that): for 8 px images on one CPU core."""
-    stages = _stages(1, (width, 2 * width), width, "B")
+    stages = _stages(1, (width, 2 * width), width, "A")
     return ResidualNet(conv_bn_relu(in_chans, width), stages, 2 * width, num_classes)
 
 

@@ -29,9 +29,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise CheckpointError("not a file of weights", where=str(path), expected="a name in " + ", ".join(SUFFIXES))
+        raise CheckpointError(
+            "not a file of weights", where=str(path), expected="a name in " + ", ".join(SUFFIXES)
+        )
     if not path.is_file():
-        raise CheckpointError("there is no such file", where=str(path), fix="check model.weights in the recipe")
+        raise CheckpointError(
+            "there is no such file", where=str(path), fix="check model.weights in the recipe"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -120,7 +124,8 @@ def _matched(
             return {name: source[other] for name, other in pairs}
         name, other = unlike[0]
         detail = (
-            f"matched in order, {len(unlike)} of {len(pairs)} differ, first {other} {tuple(source[other].shape)} "
+            f"matched in order, {len(unlike)} of {len(pairs)} differ, "
+            f"first {other} {tuple(source[other].shape)} "
             f"for {name} {tuple(target[name].shape)}"
         )
     else:

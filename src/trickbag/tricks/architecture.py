@@ -33,12 +33,12 @@ class ResnetVariant(ModelTrick):
     card = Card(
         title="ResNet-A/B/C/D",
         summary=(
-            "Moves the stride of bottleneck blocks to the 3x3 convolution (B), replaces the 7x7 stem by three 3x3 "
-            "convolutions (C) and shrinks shortcuts by average pooling (D), so that no activation is thrown away."
+            "Moves the stride of bottleneck blocks to the 3x3 convolution (B), replaces the 7x7 stem by "
+            "three 3x3 ones (C) and shrinks shortcuts by average pooling (D): no activation is thrown away."
         ),
         source="He et al. 2019, arXiv:1812.01187, section 4 and figure 2",
         null="variant: null",
-        cost="ResNet-50 at 224 px: A 3.8, B 4.1, C 4.3, D 4.3 billion multiply-adds; about 3 % more time from B to D.",
+        cost="ResNet-50 at 224 px: A 3.8, B 4.1, C 4.3, D 4.3 billion multiply-adds.",
         suggested="d. Reported for ResNet-50 on ImageNet: A 76.21, B 76.66, C 76.87, D 77.16 % top-1.",
         snippet="""\
 import torch
@@ -52,7 +52,16 @@ images = torch.empty(2, 3, 224, 224, device="meta")
 print(model(images).shape, model.layer2[0].downsample[0])
 assert model.conv1[0].stride == (2, 2) and model.conv1[3].stride == (1, 1)
 """,
-        aliases=("ResNet-D", "ResNet-C", "ResNet-B", "ResNet-A", "model tweaks", "deep stem", "resnet50d", "v1d"),
+        aliases=(
+            "ResNet-D",
+            "ResNet-C",
+            "ResNet-B",
+            "ResNet-A",
+            "model tweaks",
+            "deep stem",
+            "resnet50d",
+            "v1d",
+        ),
         library="timm builds B, C and D as separate models; trickbag edits a given ResNet, which adds A.",
     )
 
@@ -79,9 +88,9 @@ assert model.conv1[0].stride == (2, 2) and model.conv1[3].stride == (1, 1)
         model = context.recipe.model
         if self.variant in ("c", "d") and model.starts_pretrained:
             yield self.problem(
-                f"variant {self.variant} replaces the stem of {model.name} by random weights, which the "
-                "pretrained layers behind it have never seen",
-                fix=f"start from a model made that way, for example {model.name.split('.')[0]}{self.variant}, "
+                f"variant {self.variant} replaces the stem of {model.name} by random weights, "
+                "which the pretrained layers behind it have never seen",
+                fix=f"start from a model made that way, such as {model.name.split('.')[0]}{self.variant}, "
                 f"or remove it: --without {self.kind}",
             )
 

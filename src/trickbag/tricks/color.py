@@ -40,7 +40,7 @@ class ColorJitter(ImageTrick):
         source="Howard 2013, arXiv:1312.5402, section 2; He et al. 2019, arXiv:1812.01187, section 2.1; "
         "operations as torchvision's ColorJitter",
         null="all four at 0",
-        cost="Four passes of a few operations over the batch; hue = 0 saves about half of them.",
+        cost="Some thirty passes over the batch; turning hue takes most of the time, hue = 0 saves it.",
         suggested="0.4 for brightness, contrast and saturation, hue 0 to 0.1. He et al. write of hue, "
         "saturation and brightness from U[0.6, 1.4]; the code that they published jitters brightness, "
         "contrast and saturation by 0.4. Hurts where color is the label. Gray images: saturation = hue = 0.",

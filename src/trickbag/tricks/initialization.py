@@ -53,10 +53,10 @@ class XavierInit(_Initialization):
     card = Card(
         title="Xavier initialization",
         summary=(
-            "Draws the weights of convolutions and linear layers with variance 2 / (fan in + fan out), so that "
-            "signals and gradients keep their size in a linear net. Biases start at 0."
+            "Draws the weights of convolutions and linear layers with variance 2 / (fan in + fan out), so "
+            "that signals and gradients keep their size in a linear net. Biases start at 0."
         ),
-        source="Glorot and Bengio 2010, equation 16; He et al. 2019, arXiv:1812.01187, section 2.1 (baseline)",
+        source="Glorot and Bengio 2010, equation 16; He et al. 2019, arXiv:1812.01187, section 2.1",
         null="enabled: false",
         cost="nothing",
         suggested="uniform with gain 1. Nets with ReLU usually want he_init; batch norm makes both work.",
@@ -113,13 +113,13 @@ class HeInit(_Initialization):
     card = Card(
         title="He initialization",
         summary=(
-            "Draws the weights of convolutions and linear layers with variance 2 / fan, so that signals (fan_in) "
-            "or gradients (fan_out) keep their size in a net with ReLU. Biases start at 0."
+            "Draws the weights of convolutions and linear layers with variance 2 / fan, so that signals "
+            "(fan_in) or gradients (fan_out) keep their size in a net with ReLU. Biases start at 0."
         ),
         source="He et al. 2015, arXiv:1502.01852, equations 10 and 14",
         null="enabled: false",
         cost="nothing",
-        suggested="normal with fan_out is what torchvision and timm draw the convolutions of their ResNets with.",
+        suggested="normal with fan_out, as torchvision and timm draw the convolutions of their ResNets.",
         snippet="""\
 import torch
 from torch import nn
@@ -171,10 +171,10 @@ class ZeroGamma(_Initialization):
     card = Card(
         title="Zero gamma",
         summary=(
-            "Sets the weight of the last normalization of each residual branch to 0, so that every block starts "
-            "as the identity and the net is easier to train at first."
+            "Sets the weight of the last normalization of each residual branch to 0, so that every block "
+            "starts as the identity and the net is easier to train at first."
         ),
-        source="Goyal et al. 2017, arXiv:1706.02677, section 5.1; He et al. 2019, arXiv:1812.01187, section 3.1",
+        source="Goyal et al. 2017, arXiv:1706.02677, sec. 5.1; He et al. 2019, arXiv:1812.01187, sec. 3.1",
         null="enabled: false (timm zeroes by default; trickbag does so only where this trick is in the bag)",
         cost="nothing",
         suggested="Large batches and high learning rates. Needs residual blocks that end in a normalization.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -20,7 +19,7 @@ _TRAP = " timm's optimizer called `sgd` is Nesterov's; its `momentum` is this on
 
 
 class _Optimizer(OptimizerTrick):
-    null_setting: Mapping[str, Any] = {}
+    null_setting = {}
 
     lr: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -46,11 +45,12 @@ class Sgd(_Optimizer):
     example = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
     card = Card(
         title="SGD with momentum",
-        summary="Gradient descent with a running sum of gradients (heavy ball). Weight decay is coupled (L2).",
+        summary="Gradient descent along a running sum of gradients (heavy ball). Weight decay is L2.",
         source="Polyak 1964; Sutskever et al. 2013, in the form of torch.optim.SGD",
         null=_NULL,
         cost="one buffer of the size of the model",
-        suggested="lr 0.1 for batch 256 with momentum 0.9 and weight decay 1e-4 (ImageNet), 5e-4 (CIFAR)." + _TRAP,
+        suggested="lr 0.1 for batch 256 with momentum 0.9 and weight decay 1e-4 (ImageNet), 5e-4 (CIFAR)."
+        + _TRAP,
         snippet="""\
 import torch
 from torch import nn
@@ -95,7 +95,7 @@ class Nesterov(_Optimizer):
     example = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
     card = Card(
         title="Nesterov momentum",
-        summary="SGD whose step looks ahead along the momentum: gradient plus momentum times the updated buffer.",
+        summary="SGD that looks ahead along the momentum: it steps by gradient + momentum * new buffer.",
         source="Nesterov 1983; Sutskever et al. 2013, in the form of torch.optim.SGD(nesterov=True)",
         null=_NULL,
         cost="one buffer of the size of the model",
@@ -147,7 +147,7 @@ class AdamW(_Optimizer):
     example = {"lr": 2e-3, "weight_decay": 0.05}
     card = Card(
         title="AdamW",
-        summary="Steps scaled by running means of gradients and squared gradients; weight decay acts beside them.",
+        summary="Scales steps by running means of gradients and their squares; decays weights beside that.",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2",
         null=_NULL,
         cost="two buffers of the size of the model",
@@ -182,7 +182,8 @@ print(f"{loss:.3f}")
 
         from trickbag.functional.param_groups import implementation
 
-        return torch.optim.AdamW(groups, **self.model_dump(), **implementation(groups))
+        settings: dict[str, Any] = self.model_dump() | implementation(groups)
+        return torch.optim.AdamW(groups, **settings)
 
 
 DEFAULT = Sgd(lr=0.1, momentum=0.0)

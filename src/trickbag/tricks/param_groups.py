@@ -29,16 +29,16 @@ class NoBiasNormDecay(ParamGroupTrick):
     card = Card(
         title="No bias and norm decay",
         summary=(
-            "Applies weight decay to the weights of convolutions, linear layers and embeddings only; biases, "
-            "normalization layers, layer scales, class tokens and position tables are left out."
+            "Decays the weights of convolutions, linear layers and embeddings only; biases, normalization "
+            "layers, layer scales, class tokens and position tables are left out."
         ),
         source=(
-            "He et al. 2019, arXiv:1812.01187, section 3.1; Jia et al. 2018, arXiv:1807.11205; for position tables "
-            "and tokens Liu et al. 2021, arXiv:2103.14030"
+            "He et al. 2019, arXiv:1812.01187, section 3.1; Jia et al. 2018, arXiv:1807.11205; tokens and "
+            "position tables Liu et al. 2021, arXiv:2103.14030"
         ),
         null="enabled: false",
         cost="nothing",
-        suggested="Nearly always, and more so with large batches or strong decay. Needs an optimizer with weight_decay.",
+        suggested="Nearly always, above all with large batches or strong decay. Needs weight_decay > 0.",
         snippet="""\
 import torch
 from torchvision.models import resnet18
@@ -54,8 +54,8 @@ optimizer.step()
 """,
         aliases=("no bias decay", "drop bias decay", "no weight decay on norm", "norm_weight_decay 0"),
         library=(
-            "timm and torchvision tell by name, dimension or a list of types; trickbag goes by the kind of module "
-            "and the shape of the parameter, and heeds timm's no_weight_decay()."
+            "timm and torchvision tell by name, dimension or a list of types; trickbag goes by the kind of "
+            "module and the shape of the parameter, and heeds timm's no_weight_decay()."
         ),
     )
 

@@ -30,14 +30,14 @@ class MixedPrecision(PrecisionTrick):
     card = Card(
         title="Mixed precision",
         summary=(
-            "Runs convolutions and matrix products in 16 bits while weights, reductions and the loss stay in 32; "
-            "fp16 also scales the loss so that small gradients do not vanish."
+            "Runs convolutions and matrix products in 16 bits while weights, reductions and the loss stay in "
+            "32; fp16 also scales the loss so that small gradients do not vanish."
         ),
         source="Micikevicius et al. 2018, arXiv:1710.03740; He et al. 2019, arXiv:1812.01187, section 3.2",
         null="dtype: fp32",
         cost=(
-            "Saves: two to three times faster and about half the activation memory on GPUs with tensor cores. On "
-            "a CPU without bfloat16 instructions it is slower by an order of magnitude."
+            "Saves time and about half the activation memory on GPUs with tensor cores. On a CPU without "
+            "bfloat16 instructions it is slower by an order of magnitude."
         ),
         suggested="bf16 wherever the hardware has it; fp16 on older GPUs.",
         snippet="""\

@@ -32,11 +32,11 @@ class LinearLrScaling(ScheduleTrick):
     example = {"base_batch_size": 64}
     card = Card(
         title="Linear learning-rate scaling",
-        summary="Scales the learning rate with the batch size, because a larger batch makes a less noisy gradient.",
-        source="Goyal et al. 2017, arXiv:1706.02677, section 2.1; He et al. 2019, arXiv:1812.01187, section 3.1",
+        summary="Scales the learning rate with the batch size: a larger batch has a less noisy gradient.",
+        source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.1; He et al. 2019, arXiv:1812.01187, sec. 3.1",
         null="base_batch_size: null",
         cost="nothing",
-        suggested="A rate of 0.1 belongs to a batch of 256 (ResNet, ImageNet). Use warmup with it. Not for Adam.",
+        suggested="A rate of 0.1 belongs to batch 256 (ResNet, ImageNet). Use warmup with it. Not for Adam.",
         snippet="""\
 import torch
 from torch import nn
@@ -89,10 +89,10 @@ class Warmup(ScheduleTrick):
     card = Card(
         title="Learning-rate warmup",
         summary=(
-            "Raises the learning rate linearly from `start` to its peak: of m updates the i-th has the factor "
-            "start + (1 - start) i / m."
+            "Raises the learning rate linearly from `start` to its peak: of m updates the i-th has the "
+            "factor start + (1 - start) i / m."
         ),
-        source="Goyal et al. 2017, arXiv:1706.02677, section 2.2; He et al. 2019, arXiv:1812.01187, section 3.1",
+        source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.2; He et al. 2019, arXiv:1812.01187, sec. 3.1",
         null="epochs: 0",
         cost="nothing",
         suggested="5 epochs for large batches on ImageNet, 20 for transformers.",
@@ -130,7 +130,7 @@ assert optimizer.param_groups[0]["lr"] == 0.4
         """Warmup must end before training does."""
         if self.warmup_steps(context.timeline) > context.timeline.steps:
             yield self.problem(
-                f"warmup of {self.epochs:g} epochs is longer than training ({context.recipe.epochs:g} epochs)",
+                f"warmup of {self.epochs:g} epochs outlasts training of {context.recipe.epochs:g}",
                 fix=f"--set {self.kind}.epochs={context.recipe.epochs / 10:g}",
             )
 
@@ -156,8 +156,8 @@ class StepDecay(ScheduleTrick):
     example = {"milestones": (0.5, 1.0), "gamma": 0.1}
     card = Card(
         title="Step decay",
-        summary="Drops the learning rate by a constant factor at given epochs, and keeps it constant in between.",
-        source="He et al. 2016, arXiv:1512.03385, section 3.4; He et al. 2019, arXiv:1812.01187, section 5.1",
+        summary="Drops the learning rate by a constant factor at given epochs; constant in between.",
+        source="He et al. 2016, arXiv:1512.03385, sec. 3.4; He et al. 2019, arXiv:1812.01187, sec. 5.1",
         null="gamma: 1",
         cost="nothing",
         suggested="gamma 0.1 at epochs 30, 60 and 90 of 120 (ImageNet); at 1/2 and 3/4 of training (CIFAR).",
@@ -180,7 +180,11 @@ assert abs(optimizer.param_groups[0]["lr"] - 0.001) < 1e-12
         library="closed form of torch's MultiStepLR, with milestones in epochs and steps in between allowed",
     )
 
-    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_ascending)] = (30.0, 60.0, 90.0)
+    milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_ascending)] = (
+        30.0,
+        60.0,
+        90.0,
+    )
     gamma: float = Field(default=0.1, gt=0, le=1)
 
     def factor(self, step: int, timeline: Timeline) -> float:
@@ -212,8 +216,8 @@ class CosineDecay(ScheduleTrick):
     example = {"final": 0.01}
     card = Card(
         title="Cosine decay",
-        summary="Lets the learning rate fall slowly at first, almost linearly in the middle, and slowly at the end.",
-        source="Loshchilov and Hutter 2017, arXiv:1608.03983; He et al. 2019, arXiv:1812.01187, section 5.1",
+        summary="Lets the learning rate fall slowly, then almost linearly, then slowly again.",
+        source="Loshchilov and Hutter 2017, arXiv:1608.03983; He et al. 2019, arXiv:1812.01187, sec. 5.1",
         null="final: 1",
         cost="nothing",
         suggested="Has no milestones to tune: the first choice. He et al.: 77.16 to 77.91 % (ResNet-50-D).",

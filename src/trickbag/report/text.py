@@ -1,0 +1,75 @@
+"""The report as text: GitHub Markdown for a pull request, and a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trickbag.report.content import ReportData, interval, p_value, points, verdict
+from trickbag.study.statistics import Effect
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_COLORS = {"helps": "green", "hurts": "red", "equivalent": "blue", "undetected": "bright_black"}
+
+
+def markdown(data: ReportData) -> str:
+    """Headline, table of effects and what could not be resolved, as GitHub Markdown."""
+    level = f"{100 * (1 - data.alpha):g} %"
+    said = verdict(data)
+    lines = [
+        f"## {_escape(data.title)}",
+        "",
+        f"**{_escape(said.headline)}**",
+        "",
+        f"| Factor | Effect (points) | {level} interval | Holm p | Verdict |",
+        "|:--|--:|:-:|--:|:--|",
+    ]
+    for effect in data.ranked:
+        cells = [_escape(data.label(effect.factor)), *_cells(effect)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"{_escape(sentence)}\n" for sentence in said.sentences[1:])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def terminal(data: ReportData, console: Console) -> None:
+    """Print the verdict and the table of effects."""
+    from rich.table import Table
+    from rich.text import Text
+
+    said = verdict(data)
+    console.print(Text(data.title, style="bold"))
+    console.print(Text(said.headline))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("factor", overflow="fold")
+    for name in ("effect", f"{100 * (1 - data.alpha):g} % interval", "Holm p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for effect in data.ranked:
+        *numbers, word = _cells(effect)
+        table.add_row(Text(data.label(effect.factor)), *numbers, Text(word, style=_COLORS[effect.verdict]))
+    if data.analysis.effects:
+        console.print()
+        console.print(table)
+        console.print()
+    for sentence in said.sentences[1:]:
+        console.print(Text(sentence))
+
+
+def _cells(effect: Effect) -> tuple[str, str, str, str]:
+    estimate = "–" if effect.estimate is None else points(effect.estimate)
+    return estimate, interval(effect.low, effect.high), p_value(effect.p_holm), effect.verdict
+
+
+def _escape(text: str) -> str:
+    """Text that stays in its table cell and brings no markup along."""
+    text = (
+        " ".join(text.split())
+        .replace("\\", "\\\\")
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
+    for character in "|*_`[]#~":
+        text = text.replace(character, "\\" + character)
+    return text
