@@ -32,7 +32,8 @@ def test_cifar10(record_property):
     spec = data.spec(str(shared("cifar10-jpeg")))
     loaded = data.load(spec)
     assert dict(loaded.facts.sizes) == {"train": 42_500, "selection": 7_500, "test": 10_000}
-    assert loaded.facts.classes[:2] == ("airplane", "automobile") and loaded.facts.image_size == (32, 32)
+    assert loaded.facts.classes[:2] == ("airplane", "automobile")
+    assert loaded.facts.image_size == (32, 32)
     assert loaded.facts.mean == pytest.approx([0.491, 0.482, 0.447], abs=0.01)
     assert loaded.facts.std == pytest.approx([0.247, 0.243, 0.262], abs=0.01)
     assert np.bincount(loaded.splits["selection"].labels).tolist() == [750] * 10
@@ -51,8 +52,10 @@ def test_cifar10(record_property):
 
 def test_sign_digits():
     loaded = data.load(data.spec(str(shared("sign-digits"))))
-    assert loaded.facts.classes == tuple("0123456789") and loaded.facts.image_size == (100, 100)
-    assert sum(loaded.facts.sizes.values()) == 2062 and not loaded.facts.bad
+    assert loaded.facts.classes == tuple("0123456789")
+    assert loaded.facts.image_size == (100, 100)
+    assert sum(loaded.facts.sizes.values()) == 2062
+    assert not loaded.facts.bad
     assert max(split.sizes.max() for split in loaded.splits.values()) > 1000
     epoch(loaded.splits["test"], 64)
 
@@ -61,10 +64,13 @@ def test_magnetic_tiles_by_group():
     root = shared("magnetic-tile")
     table = root / "tile_groups.csv"
     loaded = data.load(data.spec(str(root), pattern="*.jpg", groups=str(table), mode="gray"))
-    assert sum(loaded.facts.sizes.values()) == 1344 and loaded.facts.num_classes == 6
+    assert sum(loaded.facts.sizes.values()) == 1344
+    assert loaded.facts.num_classes == 6
     groups = read_groups(table)
     parts = [{groups[name] for name in split.names} for split in loaded.splits.values()]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert not (parts[0] & parts[1])
+    assert not (parts[0] & parts[2])
+    assert not (parts[1] & parts[2])
     counts = np.array([np.bincount(split.labels, minlength=6) for split in loaded.splits.values()])
     shares = counts / counts.sum(axis=0)
     assert np.abs(shares - np.array([[0.65], [0.15], [0.2]])).max() < 0.05
@@ -73,5 +79,6 @@ def test_magnetic_tiles_by_group():
 
 def test_dogs_and_cats():
     loaded = data.load(data.spec(str(shared("dogs-cats")), pattern="*[02468].jpg", train_size=100))
-    assert loaded.facts.sizes["train"] == 100 and loaded.facts.classes == ("cat", "dog")
+    assert loaded.facts.sizes["train"] == 100
+    assert loaded.facts.classes == ("cat", "dog")
     epoch(loaded.splits["train"], 96)

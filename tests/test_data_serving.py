@@ -68,7 +68,8 @@ def test_batches_are_what_pillow_makes(folder, held, interpolation):
     batches = list(split.batches(Request(order[p], wanted[p], 9, interpolation) for p in parts))
     assert [len(b) for b in batches] == [len(order[p]) for p in parts]
     together = torch.cat(batches)
-    assert together.dtype == torch.uint8 and together.shape == (len(order), 3, 9, 9)
+    assert together.dtype == torch.uint8
+    assert together.shape == (len(order), 3, 9, 9)
     for image, index, (top, left, height, width) in zip(together, order, wanted, strict=True):
         source = Image.open(folder / split.names[index])
         assert (source.height, source.width) == tuple(split.sizes[index])
@@ -219,7 +220,8 @@ def test_two_processes_build_one_cache(tmp_path, cache):
     ]
     outputs = {run.communicate()[0] for run in runs}
     assert all(run.returncode == 0 for run in runs)
-    assert len(outputs) == 1 and " cached " in outputs.pop()
+    assert len(outputs) == 1
+    assert " cached " in outputs.pop()
     assert len([p for p in (cache / "images").iterdir() if p.is_dir()]) == 1
     assert not list(cache.rglob("*.tmp"))
 
@@ -235,7 +237,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder, tmp_path, monkey
 def test_too_large_for_memory_keeps_no_pixels(folder, cache):
     large, small = load(folder, "decoding", memory_share=TINY), load(folder, "cached")
     assert large.facts == small.facts
-    assert "decoded each time" in data.describe(large) and "cached on disk" in data.describe(small)
+    assert "decoded each time" in data.describe(large)
+    assert "cached on disk" in data.describe(small)
 
 
 def test_decoding_finds_truncated_files(folder):
@@ -283,7 +286,8 @@ def test_mean_and_std_weigh_every_image_alike(tmp_path):
 def test_progress_is_told(folder):
     told = []
     data.load(data.spec(str(folder)), progress=lambda *a: told.append(a))
-    assert ("fingerprint", 40, 40) in told and ("decode", 40, 40) in told
+    assert ("fingerprint", 40, 40) in told
+    assert ("decode", 40, 40) in told
 
 
 def test_unchanged_files_are_not_hashed_again(folder, monkeypatch):

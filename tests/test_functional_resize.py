@@ -51,7 +51,8 @@ def test_equals_pillow(seed, shape, size, interpolation, whole):
     if whole:
         boxes = torch.tensor([[0.0, 0.0, shape[2], shape[3]]], dtype=torch.float64).expand(shape[0], 4)
     ours = crop_resize(images, boxes, size, interpolation)
-    assert ours.dtype == torch.uint8 and ours.shape == (*shape[:2], size, size)
+    assert ours.dtype == torch.uint8
+    assert ours.shape == (*shape[:2], size, size)
     theirs = np.stack([pil(i, b, size, interpolation) for i, b in zip(images, boxes, strict=True)])
     np.testing.assert_array_equal(ours.numpy(), theirs)
 

@@ -217,7 +217,7 @@ def predict(
         Predictions in order, and the names of files that could not be read.
     """
     from trickbag import plan as planning
-    from trickbag.data import read_files
+    from trickbag.data.loose import read_files
     from trickbag.data.base import DataFacts
     from trickbag.engine.device import Device
     from trickbag.engine.evaluate import load_weights, main_readout, probabilities

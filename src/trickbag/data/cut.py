@@ -145,7 +145,7 @@ def _quotas(counts: np.ndarray, shares: Shares) -> np.ndarray:
 
 def _largest_remainder(counts: np.ndarray, share: float, limit: np.ndarray) -> np.ndarray:
     exact = counts * share
-    quota = np.minimum(np.floor(exact).astype(np.int64), limit)
+    quota: np.ndarray = np.minimum(np.floor(exact).astype(np.int64), limit)
     # A class of four or more is seen in every split, however small the share.
     quota = np.maximum(quota, np.where((counts >= 4) & (limit > 0), 1, 0))
     wanted = max(1, round(float(exact.sum()))) - int(quota.sum())
