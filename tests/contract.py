@@ -21,14 +21,14 @@ from trickbag.plan import Plan
 from trickbag.recipe import ModelSpec, Recipe
 from trickbag.tricks import Bag, catalogue
 from trickbag.tricks.base import Trick
-from trickbag.tricks.optimization import Sgd
+from trickbag.tricks.optimization import SGD
 
 KINDS = tuple(catalogue())
 MODEL = ModelSpec(name="test_resnet", options={"stem_type": "", "avg_down": False})
 """A timm ResNet of 0.4 M parameters in its plainest form, so that every model trick has work to do."""
 
 
-OPTIMIZER = Sgd(lr=0.05, momentum=0.5, weight_decay=0.02)
+OPTIMIZER = SGD(lr=0.05, momentum=0.5, weight_decay=0.02)
 
 
 def recipe(*tricks: Trick, optimizer: bool = True, **values: Any) -> Recipe:

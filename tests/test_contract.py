@@ -327,7 +327,11 @@ def test_every_trick_has_an_oracle_test() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 mentioned |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-                mentioned |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                mentioned |= {
+                    n.value
+                    for n in ast.walk(node)
+                    if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                }
                 mentioned |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
     missing = [kind for kind in KINDS if not mentioned & {kind, catalogue()[kind].__name__}]
     assert not missing

@@ -22,7 +22,7 @@ from trickbag.recipe.model import ModelSpec, Recipe
 from trickbag.rng import Stream
 from trickbag.tasks.classification import build_model
 from trickbag.tasks.nets import NETS
-from trickbag.tricks.architecture import ResnetVariant
+from trickbag.tricks.architecture import ResNetVariant
 from trickbag.tricks.initialization import HeInit, XavierInit, ZeroGamma
 
 STREAM = Stream(0, "init")
@@ -69,22 +69,22 @@ def multiply_adds_of_resnet50a():
 
 @pytest.mark.parametrize(("variant", "billions"), [("a", 3.8), ("b", 4.1), ("c", 4.3), ("d", 4.3)])
 def test_resnet50_variants_cost_what_the_paper_says(variant, billions):
-    model = ResnetVariant(variant=variant).edit(meta("resnet50"), STREAM)
+    model = ResNetVariant(variant=variant).edit(meta("resnet50"), STREAM)
     assert abs(multiply_adds(model) / 1e9 - billions) < 0.06
 
 
 def test_variant_a_costs_what_it_costs_by_hand():
-    model = ResnetVariant(variant="a").edit(meta("resnet50"), STREAM)
+    model = ResNetVariant(variant="a").edit(meta("resnet50"), STREAM)
     assert multiply_adds(model) == multiply_adds_of_resnet50a()
     assert sum(p.numel() for p in model.parameters()) == 25_557_032
 
 
 def test_variants_have_the_structure_of_timms():
-    assert shapes(ResnetVariant(variant="b").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50"))
-    assert shapes(ResnetVariant(variant="c").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50c"))
-    assert shapes(ResnetVariant(variant="d").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50d"))
+    assert shapes(ResNetVariant(variant="b").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50"))
+    assert shapes(ResNetVariant(variant="c").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50c"))
+    assert shapes(ResNetVariant(variant="d").edit(meta("resnet50"), STREAM)) == shapes(meta("resnet50d"))
     for ours, theirs in (("c", "resnet50c"), ("d", "resnet50d")):
-        model = ResnetVariant(variant=ours).edit(meta("resnet50"), STREAM)
+        model = ResNetVariant(variant=ours).edit(meta("resnet50"), STREAM)
         assert multiply_adds(model) == multiply_adds(meta(theirs))
 
 
@@ -98,7 +98,7 @@ def test_variants_have_the_structure_of_timms():
     ],
 )
 def test_variants_compute_what_timms_compute(base, variant, reference, options, size):
-    model = ResnetVariant(variant=variant).edit(timm.create_model(base, num_classes=7), STREAM).eval()
+    model = ResNetVariant(variant=variant).edit(timm.create_model(base, num_classes=7), STREAM).eval()
     other = timm.create_model(reference, num_classes=7, **options).eval()
     other.load_state_dict(model.state_dict())
     images = torch.rand(2, 3, size, size)
@@ -110,7 +110,7 @@ def test_variant_a_computes_what_its_definition_says():
     model = timm.create_model("resnet26", num_classes=7).eval()
     block = model.layer2[0]
     x = torch.rand(2, 256, 14, 14)
-    ResnetVariant(variant="a").edit(model, STREAM)
+    ResNetVariant(variant="a").edit(model, STREAM)
     with torch.no_grad():
         # a strided 1x1 convolution sees every second pixel and no other
         small = block.act1(block.bn1(nn.functional.conv2d(x[:, :, ::2, ::2], block.conv1.weight)))
@@ -119,7 +119,7 @@ def test_variant_a_computes_what_its_definition_says():
         expected = block.act3(branch + block.downsample(x))
         torch.testing.assert_close(block(x), expected)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    ResnetVariant(variant="b").edit(model, STREAM)
+    ResNetVariant(variant="b").edit(model, STREAM)
     assert block.conv2.stride == (2, 2) and block.conv1.stride == (1, 1)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -128,7 +128,7 @@ def test_untouched_modules_keep_their_weights_and_new_ones_come_from_the_stream(
     torch.manual_seed(1)
     model = timm.create_model("resnet18")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    ResnetVariant(variant="d").edit(model, STREAM)
+    ResNetVariant(variant="d").edit(model, STREAM)
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items() if k in after and "downsample" not in k)
     assert torch.equal(after["layer2.0.downsample.1.weight"], before["layer2.0.downsample.0.weight"])
@@ -137,7 +137,7 @@ def test_untouched_modules_keep_their_weights_and_new_ones_come_from_the_stream(
     nn.init.kaiming_normal_(expected, mode="fan_out", nonlinearity="relu", generator=generator)
     assert torch.equal(after["conv1.6.weight"], expected)
     torch.manual_seed(99)
-    again = ResnetVariant(variant="d").edit(timm.create_model("resnet18"), STREAM).state_dict()
+    again = ResNetVariant(variant="d").edit(timm.create_model("resnet18"), STREAM).state_dict()
     assert torch.equal(again["conv1.0.weight"], after["conv1.0.weight"])
 
 
@@ -150,7 +150,7 @@ def test_variants_work_on_torchvision_and_twice():
 
 def test_absent_variant_leaves_the_model_alone():
     model = meta("resnet50")
-    assert shapes(ResnetVariant.null().edit(model, STREAM)) == shapes(meta("resnet50"))
+    assert shapes(ResNetVariant.null().edit(model, STREAM)) == shapes(meta("resnet50"))
     assert model.layer2[0].conv2.stride == (2, 2)
 
 
@@ -167,21 +167,21 @@ def test_absent_variant_leaves_the_model_alone():
 )
 def test_variant_refuses_what_it_cannot_do(name, variant, reason):
     with pytest.raises(PlanError, match=reason) as caught:
-        ResnetVariant(variant=variant).edit(meta(name), STREAM)
+        ResNetVariant(variant=variant).edit(meta(name), STREAM)
     assert "resnet_variant" in str(caught.value)
 
 
 def test_variant_refuses_built_in_nets_and_odd_shortcuts():
     with pytest.raises(PlanError, match="not a ResNet"):
-        ResnetVariant().edit(build_model(ModelSpec(name="resnet20"), FACTS, STREAM, "meta"), STREAM)
+        ResNetVariant().edit(build_model(ModelSpec(name="resnet20"), FACTS, STREAM, "meta"), STREAM)
     with pytest.raises(CannotOperate, match="1x1"):
         pool_shortcuts(meta("resnet18", down_kernel_size=3))
 
 
 def test_surgery_and_initialization_refuse_pretrained_weights():
     for trick in (
-        ResnetVariant(variant="c"),
-        ResnetVariant(variant="d"),
+        ResNetVariant(variant="c"),
+        ResNetVariant(variant="d"),
         XavierInit(),
         HeInit(),
         ZeroGamma(),
@@ -191,7 +191,7 @@ def test_surgery_and_initialization_refuse_pretrained_weights():
         assert list(trick.check(context(trick, weights="x.pth"))) != []
         assert list(trick.check(context(trick))) == []
         assert list(type(trick).null().check(context(trick, pretrained=True))) == []
-    variant = ResnetVariant(variant="a")
+    variant = ResNetVariant(variant="a")
     assert list(variant.check(context(variant, pretrained=True))) == []
     assert list(variant.notes(context(variant, pretrained=True))) != []
 

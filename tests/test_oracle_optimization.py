@@ -22,7 +22,7 @@ from trickbag.functional.param_groups import decayed_names, is_norm, split_decay
 from trickbag.plan import Context, parameter_groups
 from trickbag.recipe.model import Recipe
 from trickbag.tricks import precision
-from trickbag.tricks.optimization import DEFAULT, AdamW, Nesterov, Sgd
+from trickbag.tricks.optimization import DEFAULT, AdamW, Nesterov, SGD
 from trickbag.tricks.param_groups import NoBiasNormDecay
 from trickbag.tricks.precision import MixedPrecision
 
@@ -54,8 +54,8 @@ def adamw(w, gradients, lr, betas, eps, decay):
 
 CASES = [
     (DEFAULT, lambda w, g, d: sgd(w, g, 0.1, 0.0, d)),
-    (Sgd(lr=0.05, weight_decay=0.02), lambda w, g, d: sgd(w, g, 0.05, 0.9, d)),
-    (Sgd(lr=0.05, momentum=0.5, dampening=0.3), lambda w, g, d: sgd(w, g, 0.05, 0.5, d, 0.3)),
+    (SGD(lr=0.05, weight_decay=0.02), lambda w, g, d: sgd(w, g, 0.05, 0.9, d)),
+    (SGD(lr=0.05, momentum=0.5, dampening=0.3), lambda w, g, d: sgd(w, g, 0.05, 0.5, d, 0.3)),
     (Nesterov(lr=0.05, weight_decay=0.02), lambda w, g, d: sgd(w, g, 0.05, 0.9, d, nesterov=True)),
     (
         AdamW(lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1),
@@ -84,7 +84,7 @@ def test_optimizers_follow_their_formulas_and_a_groups_own_decay_wins(trick, for
 
 
 def test_optimizers_use_fused_kernels_and_keep_names():
-    for trick in (Sgd(), Nesterov(), AdamW()):
+    for trick in (SGD(), Nesterov(), AdamW()):
         optimizer = trick.build(parameter_groups(nn.Linear(3, 2)))
         assert optimizer.defaults["fused"] is True
         assert optimizer.param_groups[0]["names"] == ["weight", "bias"]
@@ -94,19 +94,19 @@ def test_optimizers_use_fused_kernels_and_keep_names():
 
 
 def test_an_empty_slot_is_plain_sgd():
-    for trick in (Sgd, Nesterov, AdamW):
+    for trick in (SGD, Nesterov, AdamW):
         assert trick.null() == DEFAULT
         assert trick.slot == "optimizer"
     assert (DEFAULT.lr, DEFAULT.momentum, DEFAULT.weight_decay) == (0.1, 0.0, 0.0)
-    assert Sgd(**Sgd.null_setting) == DEFAULT
+    assert SGD(**SGD.null_setting) == DEFAULT
 
 
 @pytest.mark.parametrize(
     ("trick", "bad"),
     [
-        (Sgd, {"lr": 0}),
-        (Sgd, {"momentum": 1}),
-        (Sgd, {"weight_decay": -1e-4}),
+        (SGD, {"lr": 0}),
+        (SGD, {"momentum": 1}),
+        (SGD, {"weight_decay": -1e-4}),
         (Nesterov, {"momentum": 0}),
         (AdamW, {"betas": (0.9, 1.0)}),
         (AdamW, {"eps": 0}),
@@ -255,8 +255,8 @@ def test_groups_keep_their_other_entries_frozen_parameters_stay_out_and_null_is_
 def test_sparing_from_no_decay_is_worth_a_note():
     trick = NoBiasNormDecay()
     assert list(trick.notes(context(trick))) != []
-    assert list(trick.notes(context(trick, Sgd()))) != []
-    assert list(trick.notes(context(trick, Sgd(weight_decay=1e-4)))) == []
+    assert list(trick.notes(context(trick, SGD()))) != []
+    assert list(trick.notes(context(trick, SGD(weight_decay=1e-4)))) == []
 
 
 def test_precision_speaks_fabrics_words():

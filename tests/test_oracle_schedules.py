@@ -16,8 +16,8 @@ from trickbag.data.base import DataFacts
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
 from trickbag.tricks.base import Timeline
-from trickbag.tricks.optimization import Sgd
-from trickbag.tricks.schedules import CosineDecay, LinearLrScaling, StepDecay, Warmup
+from trickbag.tricks.optimization import SGD
+from trickbag.tricks.schedules import CosineDecay, LinearLRScaling, StepDecay, Warmup
 
 
 def optimizer(lr=1.0):
@@ -141,17 +141,17 @@ def test_cosine_is_one_at_the_end_of_warmup_and_near_final_at_the_last_update():
 
 def test_null_settings_are_exactly_one():
     line = Timeline(50, 5, 0, 384)
-    for trick in (Warmup, CosineDecay, StepDecay, LinearLrScaling):
+    for trick in (Warmup, CosineDecay, StepDecay, LinearLRScaling):
         assert all(trick.null().factor(s, line) == 1.0 for s in range(50))
         assert trick.null().warmup_steps(line) == 0
 
 
 def test_linear_scaling_is_the_ratio_of_batches_and_says_so():
-    trick = LinearLrScaling()
+    trick = LinearLRScaling()
     assert trick.factor(0, Timeline(1, 1, 0, 1024)) == trick.factor(7, Timeline(9, 1, 0, 1024)) == 4.0
-    (note,) = trick.notes(context(Sgd(lr=0.1), trick, batch_size=64))
+    (note,) = trick.notes(context(SGD(lr=0.1), trick, batch_size=64))
     assert note == "peak learning rate 0.1 * 64 / 256 = 0.025"
-    assert list(LinearLrScaling.null().notes(context(trick))) == []
+    assert list(LinearLRScaling.null().notes(context(trick))) == []
 
 
 def test_settings_that_cannot_be_meant_are_reported():
@@ -177,4 +177,4 @@ def test_settings_that_cannot_be_meant_are_reported():
     with pytest.raises(ValidationError):
         CosineDecay(final=-0.1)
     with pytest.raises(ValidationError):
-        LinearLrScaling(base_batch_size=0)
+        LinearLRScaling(base_batch_size=0)

@@ -33,7 +33,9 @@ def _spec(data: DataSpec | str | Path) -> DataSpec:
     return data if isinstance(data, DataSpec) else spec(str(data))
 
 
-def compile_plan(recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto") -> tuple[Plan, DataSet]:
+def compile_plan(
+    recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto"
+) -> tuple[Plan, DataSet]:
     """Load the data and compile a recipe for it.
 
     Raises:

@@ -23,7 +23,9 @@ def tricks(
             return
         from rich.table import Table
 
-        table = Table("trick", "stage", "what it does", title=f"{len(catalogue())} tricks", title_justify="left")
+        table = Table(
+            "trick", "stage", "what it does", title=f"{len(catalogue())} tricks", title_justify="left"
+        )
         for trick in catalogue().values():
             table.add_row(trick.kind, trick.stage.name.lower(), trick.card.summary)
         console().print(table)
@@ -34,7 +36,8 @@ def tricks(
 
         near = nearest(name, catalogue())
         raise UsageError(
-            f"no trick is called {name!r}", fix=f"did you mean {near}?" if near else "`trickbag tricks` lists them all"
+            f"no trick is called {name!r}",
+            fix=f"did you mean {near}?" if near else "`trickbag tricks` lists them all",
         )
     if as_json:
         print_json(_card(trick))
@@ -58,7 +61,9 @@ def tricks(
     out.print("\n[bold]settings[/bold]")
     for field, info in trick.model_fields.items():
         default = "required" if info.is_required() else repr(info.get_default(call_default_factory=True))
-        out.print(f"  {field} = {default}" + (f"  {info.description}" if info.description else ""), markup=False)
+        out.print(
+            f"  {field} = {default}" + (f"  {info.description}" if info.description else ""), markup=False
+        )
     out.print("\n[bold]in a plain PyTorch loop[/bold]")
     out.print(card.snippet.strip(), markup=False)
 

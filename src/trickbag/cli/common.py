@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from trickbag.data.base import DataSpec
     from trickbag.recipe import Recipe
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a published recipe, or a YAML file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a published recipe, or a YAML file.")
+]
 DataArgument = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help="digits, a folder of images, Parquet, torchvision:NAME, or a YAML file that says so."
+        metavar="DATA",
+        help="digits, a folder of images, Parquet, torchvision:NAME, or a YAML file that says so.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a value: epochs=5, mixup.alpha=0.4, data.train_size=200."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a value: epochs=5, mixup.alpha=0.4, data.train_size=200."
+    ),
 ]
 WithOption = Annotated[
     list[str] | None,
@@ -36,7 +41,9 @@ WithoutOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 RunsOption = Annotated[str, typer.Option(metavar="FOLDER", help="Folder of run directories.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; one a core unless told otherwise.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; one a core unless told otherwise.")
+]
 
 
 def console(*, quiet: bool = False) -> Console:

@@ -41,7 +41,9 @@ TieOption = Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Ch
 OrderOption = Annotated[str, typer.Option(metavar="A,B,...", help="Order of a ladder's rungs.")]
 DeltaOption = Annotated[float, typer.Option(min=0, help="Effects within this many points count as none.")]
 AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Family-wise error rate.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")
+]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of each run.")]
 OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The study's directory.")]
 
@@ -69,9 +71,13 @@ def describe(
     if design not in DESIGNS:
         near = nearest(design, DESIGNS)
         fix = f"did you mean {near}?" if near else None
-        raise UsageError(f"no design is called {design!r}", where="--design", expected=", ".join(DESIGNS), fix=fix)
+        raise UsageError(
+            f"no design is called {design!r}", where="--design", expected=", ".join(DESIGNS), fix=fix
+        )
     if baseline and candidate and (with_ or without):
-        raise UsageError("--with and --without make one recipe from the other", expected="only one of the two recipes")
+        raise UsageError(
+            "--with and --without make one recipe from the other", expected="only one of the two recipes"
+        )
     if not (baseline or candidate) or not (baseline and candidate or with_ or without):
         raise UsageError(
             "a study needs two recipes",
@@ -104,7 +110,9 @@ def _seeds(text: str) -> tuple[int, ...]:
     if "," not in text and len(seeds) == 1:
         seeds = tuple(range(seeds[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(f"{text!r} names no seeds", where="--seeds", expected="a count (3) or a list (0,1,7)")
+        raise UsageError(
+            f"{text!r} names no seeds", where="--seeds", expected="a count (3) or a list (0,1,7)"
+        )
     return seeds
 
 
@@ -165,7 +173,11 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
     out.print(
         f"{figures['design']}: {len(figures['arms'])} recipes x {figures['seeds']} seeds = {figures['naive_runs']} "
         f"results from {figures['runs']} training runs of {figures['steps']} steps"
-        + (f" ({figures['naive_runs'] - figures['runs']} shared)" if figures["naive_runs"] > figures["runs"] else "")
+        + (
+            f" ({figures['naive_runs'] - figures['runs']} shared)"
+            if figures["naive_runs"] > figures["runs"]
+            else ""
+        )
     )
     sd = figures["detectable_in_sd"]
     if sd is None:
@@ -246,7 +258,9 @@ def conduct_and_show(
     total = len(conduct.trainings) * len(spec.seeds)
     if left:
         seconds = conduct.estimate(_costs(conduct, executor, threads, out), executor.workers)
-        out.print(f"{len(left)} of {total} runs to do, {executor.workers} at once: about {_duration(seconds)}")
+        out.print(
+            f"{len(left)} of {total} runs to do, {executor.workers} at once: about {_duration(seconds)}"
+        )
     with _progress(out, total, total - len(left)) as listen:
         done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen)
     if not done:
@@ -328,10 +342,15 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
         for t in conduct.trainings
         for seed in conduct.spec.seeds
     ]
-    counts = {state: sum(row["state"] == state for row in rows) for state in ("finished", "diverged", "begun", "to do")}
+    counts = {
+        state: sum(row["state"] == state for row in rows)
+        for state in ("finished", "diverged", "begun", "to do")
+    }
     failures = [event for event in folder.events("events") if event["event"] in ("failed", "retried")]
     if as_json:
-        print_json({"counts": counts, "runs": rows, "failures": failures, "report": (study / "report.html").exists()})
+        print_json(
+            {"counts": counts, "runs": rows, "failures": failures, "report": (study / "report.html").exists()}
+        )
         return
     out = console()
     out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))

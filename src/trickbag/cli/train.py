@@ -84,7 +84,9 @@ def train(
     if as_json:
         print_json(result | {"path": str(run.path)})
         return
-    _show_metrics(out, {f"{split}, {name}": m for split, by in result["metrics"].items() for name, m in by.items()})
+    _show_metrics(
+        out, {f"{split}, {name}": m for split, by in result["metrics"].items() for name, m in by.items()}
+    )
     cost = result["cost"]
     early = ", stopped early" if result["stopped_early"] else ""
     out.print(
@@ -164,7 +166,9 @@ def _change(
 
 def evaluate(
     run: RunArgument,
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Other images than the run's own.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Other images than the run's own.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, selection or test.")] = "test",
     set_: SetOption = None,
     with_: WithOption = None,
@@ -191,7 +195,9 @@ def evaluate(
 
 def predict(
     run: RunArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 1,
     out: Annotated[Path | None, typer.Option(help="CSV file to write; standard output if not given.")] = None,
     set_: SetOption = None,
@@ -216,7 +222,9 @@ def predict(
     else:
         with open(out, "w", newline="") if out else _stdout() as file:
             writer = csv.writer(file)
-            writer.writerow(["image", *(f"{what}_{k}" for k in range(1, top + 1) for what in ("class", "probability"))])
+            writer.writerow(
+                ["image", *(f"{what}_{k}" for k in range(1, top + 1) for what in ("class", "probability"))]
+            )
             for p in predictions:
                 pairs = zip(p.classes, p.probabilities, strict=True)
                 writer.writerow([p.name, *(cell for name, value in pairs for cell in (name, f"{value:.6f}"))])

@@ -25,7 +25,9 @@ def read_files(paths: Sequence[Path], mode: Mode) -> tuple[ImageSplit, list[str]
     """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
         found += inside
     good, sizes, bad = [], [], []
     for path in found:

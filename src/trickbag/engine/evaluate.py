@@ -104,7 +104,9 @@ def probabilities(
     positions = range(len(split)) if positions is None else positions
     size = batch_size or max(plan.recipe.batch_size, 64)
     device = next(weights.model.parameters()).device
-    requests = eval_requests(split.sizes, readout.resize, readout.crop, plan.recipe.interpolation, size, positions)
+    requests = eval_requests(
+        split.sizes, readout.resize, readout.crop, plan.recipe.interpolation, size, positions
+    )
     predict = weights.predictor(readout)
     training = weights.model.training
     weights.model.eval()
@@ -140,7 +142,9 @@ def load_weights(run: Run, plan: Plan, device: str | torch.device = "cpu") -> We
     averages = {}
     for path in sorted(folder.glob("average-*.safetensors")):
         kind = path.stem.removeprefix("average-")
-        averages[kind] = {name: _as_in_training(t, device) for name, t in checkpoint.load_tensors(path).items()}
+        averages[kind] = {
+            name: _as_in_training(t, device) for name, t in checkpoint.load_tensors(path).items()
+        }
     return Weights(model, averages)
 
 
@@ -151,7 +155,12 @@ def _as_in_training(tensor: Tensor, device: str | torch.device) -> Tensor:
 
 
 def evaluate(
-    run: Run, plan: Plan, data: DataSet, readouts: Sequence[ReadOut], split: str, device: str | torch.device = "cpu"
+    run: Run,
+    plan: Plan,
+    data: DataSet,
+    readouts: Sequence[ReadOut],
+    split: str,
+    device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, float]]:
     """Metrics of a finished run by read-out digest; cached in the run's directory."""
     folder = run.path / "evaluations"

@@ -179,6 +179,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise CheckpointError(
-                    f"another process is training {self.path}", fix="wait for it, or choose another --runs folder"
+                    f"another process is training {self.path}",
+                    fix="wait for it, or choose another --runs folder",
                 ) from None
             yield

@@ -99,7 +99,9 @@ def fields_of(model: type[BaseModel]) -> str:
     return "settings " + ", ".join(model.model_fields) if model.model_fields else "no settings"
 
 
-def explain(error: Any, model: type[BaseModel], prefix: str = "") -> list[tuple[tuple[str | int, ...], Problem]]:
+def explain(
+    error: Any, model: type[BaseModel], prefix: str = ""
+) -> list[tuple[tuple[str | int, ...], Problem]]:
     """Turn a pydantic ``ValidationError`` into problems with their paths and nearest-name suggestions."""
     found = []
     for item in error.errors():
@@ -114,7 +116,9 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> list[tuple[
             problem = Problem(f"{name}: is missing", fix=f"add {path[-1]}: ...")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            problem = Problem(f"{name}: {item['input']!r} is not valid", expected=message[0].lower() + message[1:])
+            problem = Problem(
+                f"{name}: {item['input']!r} is not valid", expected=message[0].lower() + message[1:]
+            )
         found.append((path, problem))
     return found
 

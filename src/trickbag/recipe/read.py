@@ -65,7 +65,9 @@ class Draft:
         tricks = values.pop("tricks", None) or {}
         problems: list[tuple[Path_, Problem]] = []
         if not isinstance(tricks, Mapping):
-            problems.append((("tricks",), Problem("tricks is not a mapping", expected="trick: {setting: value}")))
+            problems.append(
+                (("tricks",), Problem("tricks is not a mapping", expected="trick: {setting: value}"))
+            )
             tricks = {}
         bag, found = read_bag(tricks)
         problems += [(("tricks", *path), problem) for path, problem in found]
@@ -196,7 +198,9 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _draft(name: str | Path, seen: tuple[Path, ...], where: str | None = None, base: Path | None = None) -> Draft:
+def _draft(
+    name: str | Path, seen: tuple[Path, ...], where: str | None = None, base: Path | None = None
+) -> Draft:
     path = _locate(str(name), where, base)
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
@@ -212,7 +216,9 @@ def _draft(name: str | Path, seen: tuple[Path, ...], where: str | None = None, b
         draft = _draft(parent, (*seen, path), origin[("extends",)], path.parent)
         draft.values.pop("about", None)
     else:
-        raise RecipeError("extends is not a name", where=origin[("extends",)], expected="a recipe name or file")
+        raise RecipeError(
+            "extends is not a name", where=origin[("extends",)], expected="a recipe name or file"
+        )
     if not isinstance(removed, list):
         removed = [removed]
     for index, kind in enumerate(removed):
@@ -229,7 +235,9 @@ def _draft(name: str | Path, seen: tuple[Path, ...], where: str | None = None, b
             value = {"name": value}
         draft.put((key,), value, origin[(key,)])
     weights = draft.values.get("model", {})
-    if isinstance(weights, dict) and "weights" in (raw.get("model") if isinstance(raw.get("model"), dict) else {}):
+    if isinstance(weights, dict) and "weights" in (
+        raw.get("model") if isinstance(raw.get("model"), dict) else {}
+    ):
         file = path.parent / str(weights["weights"])
         weights["weights"] = str(file if file.exists() else weights["weights"])
     draft.origin.update(origin)

@@ -167,7 +167,16 @@ class Conduct:
         known = {d: Cost(**c) for d, c in read_json(path).items()} if path.exists() else {}
         missing = {t.recipe.digest: t for t in self.trainings if t.recipe.digest not in known}
         jobs = [
-            Job(f"timing {t.arms[0]}", t.recipe, self.spec.data, 0, "", device=self.spec.device, threads=threads, timing=True)
+            Job(
+                f"timing {t.arms[0]}",
+                t.recipe,
+                self.spec.data,
+                0,
+                "",
+                device=self.spec.device,
+                threads=threads,
+                timing=True,
+            )
             for t in missing.values()
         ]
         failures: list[Problem] = []

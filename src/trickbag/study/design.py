@@ -62,7 +62,9 @@ class Layout:
     contrasts: tuple[Contrast, ...]
 
 
-def find_factors(baseline: Recipe, candidate: Recipe, ties: Iterable[Sequence[str]] = ()) -> tuple[Factor, ...]:
+def find_factors(
+    baseline: Recipe, candidate: Recipe, ties: Iterable[Sequence[str]] = ()
+) -> tuple[Factor, ...]:
     """The factors between two recipes; changes that cannot be made alone are tied together.
 
     Args:
@@ -88,7 +90,9 @@ def find_factors(baseline: Recipe, candidate: Recipe, ties: Iterable[Sequence[st
             if key not in keys:
                 near = nearest(key, keys)
                 fix = f"did you mean {near}?" if near else None
-                raise StudyError(f"--tie: {key!r} is no factor", expected="one of " + ", ".join(keys), fix=fix)
+                raise StudyError(
+                    f"--tie: {key!r} is no factor", expected="one of " + ", ".join(keys), fix=fix
+                )
             tie(keys.index(wanted[0]), keys.index(key))
     for i, first in enumerate(changes):
         for j, second in enumerate(changes[:i]):
@@ -160,7 +164,9 @@ def lay_out(
         changes = [c for f in factors if f.key in on for c in f.changes]
         recipe = candidate if on == everything else apply_changes(baseline, changes)
         arms.append(Arm(named[on], on, recipe))
-        problems += (Problem(f"{named[on]}: {p.what}", p.where, p.expected, p.fix) for p in conflicts(recipe.tricks))
+        problems += (
+            Problem(f"{named[on]}: {p.what}", p.where, p.expected, p.fix) for p in conflicts(recipe.tricks)
+        )
     if problems:
         raise StudyError(problems)
     contrasts = tuple(Contrast(key, named[plus], named[minus]) for key, plus, minus in reads)

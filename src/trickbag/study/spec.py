@@ -105,7 +105,9 @@ class StudyFolder:
         try:
             plain = read_json(self.path / "study.json")["spec"]
         except (OSError, json.JSONDecodeError, KeyError):
-            raise StudyError(f"{self.path} is not a study", expected="a folder that `study run` made") from None
+            raise StudyError(
+                f"{self.path} is not a study", expected="a folder that `study run` made"
+            ) from None
         recipes = {name: load(self.path / f"{name}.yaml") for name in ("baseline", "candidate")}
         return StudySpec(**plain, **recipes)
 
@@ -123,4 +125,3 @@ class StudyFolder:
             except json.JSONDecodeError:
                 continue
         return rows
-

@@ -153,6 +153,26 @@ def resnet9(num_classes: int, in_chans: int = 3, width: int = 64) -> ResidualNet
     return ResidualNet(conv_bn_relu(in_chans, width), stages, 8 * width, num_classes)
 
 
+def fast_resnet(num_classes: int, in_chans: int = 3, width: int = 24) -> ResidualNet:
+    """Net for 32 px images on CPUs: three pooled convolutions, the last two followed by a residual block.
+
+    Like :func:`resnet9`, but most of the work is done at 8 px and below. Pooling comes before batch norm
+    and ReLU, which then see a quarter of the values. ``width`` 24 means 24, 64 and 128 channels: 0.46
+    million parameters, 9 million multiply-adds at 32 px.
+    """
+
+    def halve(channels: int, out_channels: int) -> nn.Sequential:
+        conv, norm, relu = conv_bn_relu(channels, out_channels)
+        return nn.Sequential(conv, nn.MaxPool2d(2), norm, relu)
+
+    second, third = 8 * width // 3, 16 * width // 3
+    stages = [
+        nn.Sequential(halve(width, second), ResidualBlock(second, second)),
+        nn.Sequential(halve(second, third), ResidualBlock(third, third)),
+    ]
+    return ResidualNet(halve(in_chans, width), stages, third, num_classes)
+
+
 def cifar_resnet(
     num_classes: int, in_chans: int = 3, depth: int = 20, width: int = 16, shortcut: str = "A"
 ) -> ResidualNet:
@@ -198,6 +218,7 @@ def wrn16_4(num_classes: int, in_chans: int = 3, width: int = 4) -> ResidualNet:
 
 
 NETS: dict[str, Callable[..., ResidualNet]] = {
-    net.__name__: net for net in (mini_resnet, resnet9, cifar_resnet, resnet20, resnet56, wrn, wrn16_4)
+    net.__name__: net
+    for net in (mini_resnet, fast_resnet, resnet9, cifar_resnet, resnet20, resnet56, wrn, wrn16_4)
 }
 """Name in recipes -> builder."""

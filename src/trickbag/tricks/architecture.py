@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from trickbag.plan import Context
     from trickbag.rng import Stream
 
-__all__ = ["ResnetVariant"]
+__all__ = ["ResNetVariant"]
 
 
-class ResnetVariant(ModelTrick):
+class ResNetVariant(ModelTrick):
     """Turn a ResNet into variant A, B, C or D of He et al. 2019.
 
     Attributes:

@@ -11,7 +11,7 @@ from trickbag.tricks.base import Card, OptimizerTrick, ParamGroup, Trick
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT", "AdamW", "Nesterov", "Sgd"]
+__all__ = ["DEFAULT", "AdamW", "Nesterov", "SGD"]
 
 _KERNELS = "torch.optim, with its fused kernels where the device has them"
 _NULL = "without an optimizer in the bag: plain SGD, learning rate 0.1, no momentum, no weight decay"
@@ -30,7 +30,7 @@ class _Optimizer(OptimizerTrick):
         return DEFAULT
 
 
-class Sgd(_Optimizer):
+class SGD(_Optimizer):
     """Stochastic gradient descent with momentum.
 
     Attributes:
@@ -186,5 +186,5 @@ print(f"{loss:.3f}")
         return torch.optim.AdamW(groups, **settings)
 
 
-DEFAULT = Sgd(lr=0.1, momentum=0.0)
+DEFAULT = SGD(lr=0.1, momentum=0.0)
 """The optimizer of a bag that holds none."""

@@ -15,10 +15,10 @@ from trickbag.tricks.base import Card, OptimizerTrick, ScheduleTrick, Timeline
 if TYPE_CHECKING:
     from trickbag.plan import Context
 
-__all__ = ["CosineDecay", "LinearLrScaling", "StepDecay", "Warmup"]
+__all__ = ["CosineDecay", "LinearLRScaling", "StepDecay", "Warmup"]
 
 
-class LinearLrScaling(ScheduleTrick):
+class LinearLRScaling(ScheduleTrick):
     """Multiply the learning rate by batch size / base batch size.
 
     Attributes:

@@ -1,0 +1,245 @@
+"""Runs in real processes: killed, damaged, diverged, shared by two processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from contract import Bench, fingerprint, full_bag, recipe, rows, sample, tensors
+
+from trickbag import data
+from trickbag.engine.device import Device
+from trickbag.engine.evaluate import all_readouts, evaluate, main_readout
+from trickbag.engine.run import Run, run_id
+from trickbag.engine.train import Status, train
+from trickbag.errors import CheckpointError, UsageError
+from trickbag.tricks import Stage
+from trickbag.tricks.averaging import EMA
+from trickbag.tricks.inference import TTAFlip
+from trickbag.tricks.mixing import Mixup
+from trickbag.tricks.optimization import SGD
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def bench(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    torch.set_num_threads(1)
+    spec = data.spec(str(shapes), selection=0.1, test=0.1)
+    return Bench(data.load(spec), tmp_path_factory.mktemp("runs"))
+
+
+def in_child(work: object, *args: object) -> multiprocessing.process.BaseProcess:
+    """Start a forked process; warnings about forking a threaded parent are what we are here for."""
+    process = FORK.Process(target=work, args=args)
+    process.start()
+    return process
+
+
+LONG = recipe(*(trick for trick in full_bag() if trick.stage != Stage.STOP), evaluate_every=0.3)
+
+
+def _train_slowly(bench: Bench, steps: int, folder: Path) -> None:
+    Bench(bench.data, folder).train(
+        LONG,
+        steps=steps,
+        fresh=False,
+        checkpoint_seconds=0.0,
+        report_seconds=0.0,
+        progress=lambda status: time.sleep(0.02),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_sigkill_at_any_moment_costs_nothing(bench: Bench, tmp_path: Path) -> None:
+    unbroken = bench.train(LONG, steps=60)
+    rng, kills = random.Random(0), 0
+    for _ in range(40):
+        process = in_child(_train_slowly, bench, 60, tmp_path)
+        process.join(timeout=rng.uniform(0.3, 1.5))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert kills >= 2
+    (path,) = [path for path in tmp_path.iterdir() if (path / "result.json").exists()]
+    run = Run(path)
+    assert fingerprint(run) == fingerprint(unbroken)
+    assert rows(run) == rows(unbroken)
+    for average in unbroken.newest_checkpoint().glob("average-*"):
+        assert fingerprint(run, average.stem) == fingerprint(unbroken, average.stem)
+
+
+def test_a_finished_run_is_never_paid_for_twice(bench: Bench, tmp_path: Path) -> None:
+    place = Bench(bench.data, tmp_path)
+    told: list[Status] = []
+    first = place.train(recipe(), fresh=False)
+    before = (first.path / "metrics.jsonl").stat().st_mtime_ns
+    again = place.train(recipe(), fresh=False, progress=told.append, report_seconds=0)
+    assert again == first
+    assert not told
+    assert (first.path / "metrics.jsonl").stat().st_mtime_ns == before
+    predicted = place.train(recipe(TTAFlip()), fresh=False, splits=("selection",), readouts=None)
+    assert predicted == first
+    assert set(predicted.result()["metrics"]["selection"]) == {"raw", "raw+tta_flip"}  # type: ignore[index]
+
+
+def test_the_name_of_a_run_depends_on_what_determines_it(bench: Bench, shapes: Path) -> None:
+    facts = bench.data.facts
+    plain = run_id(recipe(), facts, 1)
+    assert plain == run_id(recipe(), facts, 1)
+    assert plain == run_id(recipe(TTAFlip(), eval_size=32), facts, 1)
+    other = data.load(data.spec(str(shapes), selection=0.1, test=0.1, split_seed=1)).facts
+    names = {
+        plain,
+        run_id(recipe(), facts, 2),
+        run_id(recipe(), other, 1),
+        run_id(recipe(Mixup()), facts, 1),
+        run_id(recipe(EMA()), facts, 1),
+        run_id(recipe(epochs=2), facts, 1),
+        run_id(recipe(), facts, 1, "cuda"),
+        run_id(recipe(sample("early_stopping")), facts, 1),
+        run_id(recipe(sample("early_stopping"), eval_size=32), facts, 1),
+    }
+    assert len(names) == 9
+
+
+def test_raw_and_averaged_weights_are_both_reported(bench: Bench) -> None:
+    run = bench.train(recipe(EMA(decay=0.5), TTAFlip()), splits=("selection", "test"), readouts=None)
+    result = run.result()
+    assert result is not None
+    assert set(result["metrics"]["test"]) == {"raw", "ema", "raw+tta_flip", "ema+tta_flip"}
+    assert result["main"] == "ema+tta_flip"
+    assert all({"raw", "ema"} <= set(row) for row in run.metrics())
+
+
+def test_a_nan_loss_is_a_recorded_outcome_with_a_diagnosis(bench: Bench, tmp_path: Path) -> None:
+    place = Bench(bench.data, tmp_path)
+    explosive = recipe(SGD(lr=1e30, momentum=0.0))
+    run = place.train(explosive, steps=9, fresh=False)
+    result = run.result()
+    assert result is not None
+    assert result["status"] == "diverged"
+    diagnosis = result["diagnosis"]
+    assert 1 <= diagnosis["step"] < 9
+    assert diagnosis["learning_rate"] == 1e30
+    assert diagnosis["loss"] in ("nan", "inf")
+    assert "gradient_norm" in diagnosis
+    assert place.train(explosive, steps=9, fresh=False).result() == result
+
+
+def test_a_damaged_checkpoint_or_result_does_not_stop_a_run(bench: Bench, tmp_path: Path) -> None:
+    place = Bench(bench.data, tmp_path)
+    run = place.train(recipe(), fresh=False)
+    wanted = fingerprint(run)
+    (run.path / "result.json").write_text('{"status": "fini')
+    (run.newest_checkpoint() / "state.json").write_text("{")
+    again = place.train(recipe(), fresh=False)
+    assert again.path == run.path
+    assert fingerprint(again) == wanted
+
+
+def test_weights_of_another_model_are_refused(bench: Bench, tmp_path: Path) -> None:
+    place = Bench(bench.data, tmp_path)
+    chosen = recipe(EMA())
+    run = place.train(chosen, fresh=False)
+    (run.newest_checkpoint() / "model.safetensors").write_bytes(b"damaged")
+    plan = place.plan(chosen)
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        evaluate(run, plan, bench.data, all_readouts(plan), "train")
+    with pytest.raises(CheckpointError, match="not a run"):
+        Run(tmp_path).about()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_two_processes_cannot_train_one_run(bench: Bench, tmp_path: Path) -> None:
+    process = in_child(_train_slowly, bench, 200, tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/run.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(CheckpointError, match="another process"):
+            _train_slowly(bench, 200, tmp_path)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _train_as_rank(bench: Bench, rank: int, world: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        GROUP_RANK="0",
+        LOCAL_WORLD_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    import warnings
+
+    warnings.simplefilter("ignore")
+    device = Device("cpu", threads=1)
+    vit = {"name": "test_vit", "options": {"img_size": 16}}
+    chosen = recipe(sample("random_flip"), sample("pad_and_crop"), model=vit, image_size=16)
+    plan = Bench(bench.data, folder).plan(chosen, 6)
+    train(plan, bench.data, seed=7, runs=folder, device=device, splits=(), readouts=[])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_two_processes_share_a_batch_and_agree_with_one(bench: Bench, tmp_path: Path) -> None:
+    """Without batch norm, whose statistics are per process, the weights agree to float error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pair = [in_child(_train_as_rank, bench, rank, 2, port, tmp_path / "two") for rank in (0, 1)]
+    for process in pair:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    alone = in_child(_train_as_rank, bench, 0, 1, port, tmp_path / "one")
+    alone.join(timeout=120)
+    assert alone.exitcode == 0
+    (two,), (one,) = ([Run(p) for p in (tmp_path / name).iterdir()] for name in ("two", "one"))
+    found, wanted = tensors(two), tensors(one)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="shared evenly by 3"):
+        bench.train(recipe())
+
+
+def test_predict_only_changes_reuse_a_run_and_change_its_numbers(bench: Bench, tmp_path: Path) -> None:
+    place = Bench(bench.data, tmp_path)
+    small, large = recipe(), recipe(eval_size=32, eval_resize=36)
+    runs = [place.train(r, fresh=False) for r in (small, large)]
+    assert runs[0] == runs[1]
+    found = [
+        evaluate(runs[0], place.plan(r), bench.data, [main_readout(place.plan(r))], "train")
+        for r in (small, large)
+    ]
+    assert next(iter(found[0].values()))["nll"] != next(iter(found[1].values()))["nll"]
+
+
+def test_the_log_is_json_lines(bench: Bench) -> None:
+    run = bench.train(recipe(EMA()), steps=6)
+    for line in run.metrics_file.read_text().splitlines():
+        row = json.loads(line)
+        assert {"step", "epoch", "lr", "train_loss", "raw", "seconds"} <= set(row)
