@@ -32,7 +32,7 @@ OPTIMIZER = SGD(lr=0.05, momentum=0.5, weight_decay=0.02)
 
 
 def recipe(*tricks: Trick, optimizer: bool = True, **values: Any) -> Recipe:
-    """The contract recipe with a bag of ``tricks``, and an optimizer that decays weights if none is among them."""
+    """The contract recipe with ``tricks``, and an optimizer that decays weights if none is among them."""
     plain: dict[str, Any] = {"model": MODEL, "epochs": 1, "batch_size": 8, "image_size": 24}
     if optimizer and not any(trick.slot == OPTIMIZER.slot for trick in tricks):
         tricks = (*tricks, OPTIMIZER)

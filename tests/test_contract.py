@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from contract import (
     KINDS,
     Bench,
@@ -21,14 +22,13 @@ from contract import (
     sample,
     tensors,
 )
-
 from trickbag import data, tasks
 from trickbag.engine.batches import TrainBatches
 from trickbag.engine.evaluate import all_readouts, evaluate
 from trickbag.engine.train import Status, Stopped
 from trickbag.errors import PlanError
-from trickbag.plan import Plan
 from trickbag.functional.losses import soft_cross_entropy
+from trickbag.plan import Plan
 from trickbag.recipe import dump, load
 from trickbag.rng import Stream
 from trickbag.tricks import catalogue

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import Bench, fingerprint, full_bag, recipe, rows, sample, tensors
 
+from contract import Bench, fingerprint, full_bag, recipe, rows, sample, tensors
 from trickbag import data
 from trickbag.engine.device import Device
 from trickbag.engine.evaluate import all_readouts, evaluate, main_readout

@@ -70,7 +70,8 @@ def test_option_a_shortcut_takes_every_second_pixel_and_pads_with_zeros():
     x = torch.rand(2, 16, 7, 7)
     y = shortcut(x)
     assert y.shape == (2, 32, 4, 4)
-    assert torch.equal(y[:, :16], x[:, :, ::2, ::2]) and not y[:, 16:].any()
+    assert torch.equal(y[:, :16], x[:, :, ::2, ::2])
+    assert not y[:, 16:].any()
 
 
 # random initial weights
@@ -162,7 +163,8 @@ def test_a_downloaded_model_keeps_its_head_only_for_its_own_classes(monkeypatch)
     spec = ModelSpec(name="resnet18", pretrained=True)
     assert same(build_model(spec, facts(10), STREAM), donor)
     a, b = (build_model(spec, facts(4), STREAM) for _ in range(2))
-    assert same(a, b) and a.fc.weight.shape == (4, 512)
+    assert same(a, b)
+    assert a.fc.weight.shape == (4, 512)
     assert torch.equal(a.layer4[1].bn2.weight, donor.layer4[1].bn2.weight)
 
 
@@ -217,7 +219,8 @@ def test_a_head_for_other_classes_is_made_anew_from_its_stream(donor, tmp_path, 
     a = load(path, classes=4)
     torch.manual_seed(1)
     b = load(path, classes=4)
-    assert a.fc.weight.shape == (4, 512) and same(a, b)
+    assert a.fc.weight.shape == (4, 512)
+    assert same(a, b)
     assert all(torch.equal(v, a.state_dict()[k]) for k, v in state.items() if not k.startswith("fc."))
 
 
@@ -251,9 +254,8 @@ def test_weights_that_do_not_fit_are_listed(donor, tmp_path):
     torch.save(state, path)
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert "missing: layer1.0.bn1.weight" in str(caught.value) and "unknown: layer1.0.extra" in str(
-        caught.value
-    )
+    assert "missing: layer1.0.bn1.weight" in str(caught.value)
+    assert "unknown: layer1.0.extra" in str(caught.value)
     with pytest.raises(CheckpointError, match="do not fit"):
         load(path, name="resnet34")
     state = {f"layer.{i}": v for i, v in enumerate(donor.state_dict().values()) if v.ndim}
@@ -291,7 +293,8 @@ def test_preprocessing_is_timms():
     assert (found.mean, found.std, found.image_size) == ((0.5,) * 3, (0.5,) * 3, 224)
     assert (found.crop_fraction, found.interpolation) == (0.875, "bicubic")
     tagged = preprocessing_of(ModelSpec(name="resnet50.a1_in1k"))
-    assert tagged.mean == (0.485, 0.456, 0.406) and tagged.crop_fraction == 0.95
+    assert tagged.mean == (0.485, 0.456, 0.406)
+    assert tagged.crop_fraction == 0.95
     assert preprocessing_of(ModelSpec(name="mini_resnet")) is None
 
 
@@ -337,7 +340,8 @@ def test_temperature_undoes_a_known_one():
     labels = torch.multinomial(honest, 1, generator=torch.Generator().manual_seed(0))[:, 0]
     sharp = classification_metrics((logits * 3).softmax(1), labels)
     plain = classification_metrics(honest, labels)
-    assert sharp["nll"] > plain["nll"] + 0.1 and sharp["ece"] > 0.1
+    assert sharp["nll"] > plain["nll"] + 0.1
+    assert sharp["ece"] > 0.1
     assert sharp["nll_calibrated"] == pytest.approx(plain["nll_calibrated"], abs=1e-7)
     grid = np.exp(np.linspace(-1, 2, 3001))
     own = [float(nn.functional.cross_entropy(logits * 3 / t, labels)) for t in grid]
@@ -347,9 +351,11 @@ def test_temperature_undoes_a_known_one():
 def test_metrics_of_extreme_predictions_stay_finite():
     y = torch.tensor([0, 1, 2])
     perfect = classification_metrics(torch.eye(3), y)
-    assert perfect["accuracy"] == 1 and perfect["nll"] == perfect["nll_calibrated"] == perfect["ece"] == 0
+    assert perfect["accuracy"] == 1
+    assert perfect["nll"] == perfect["nll_calibrated"] == perfect["ece"] == 0
     wrong = classification_metrics(torch.eye(3).roll(1, 0), y)
-    assert wrong["accuracy"] == 0 and 80 < wrong["nll"] < 88
+    assert wrong["accuracy"] == 0
+    assert 80 < wrong["nll"] < 88
     broken = torch.eye(3)
     broken[0] = torch.nan
     assert classification_metrics(broken, y)["accuracy"] == pytest.approx(2 / 3)

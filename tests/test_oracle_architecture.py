@@ -120,7 +120,8 @@ def test_variant_a_computes_what_its_definition_says():
         torch.testing.assert_close(block(x), expected)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     ResNetVariant(variant="b").edit(model, STREAM)
-    assert block.conv2.stride == (2, 2) and block.conv1.stride == (1, 1)
+    assert block.conv2.stride == (2, 2)
+    assert block.conv1.stride == (1, 1)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -187,7 +188,8 @@ def test_surgery_and_initialization_refuse_pretrained_weights():
         ZeroGamma(),
     ):
         (problem,) = trick.check(context(trick, pretrained=True))
-        assert "resnet50" in problem.what and trick.kind in problem.where
+        assert "resnet50" in problem.what
+        assert trick.kind in problem.where
         assert list(trick.check(context(trick, weights="x.pth"))) != []
         assert list(trick.check(context(trick))) == []
         assert list(type(trick).null().check(context(trick, pretrained=True))) == []
@@ -220,7 +222,8 @@ def test_zero_gamma_equals_torchvisions_zero_init_residual():
 def test_zero_gamma_makes_every_block_of_the_built_in_nets_an_identity(name):
     model = ZeroGamma().edit(build_model(ModelSpec(name=name), FACTS, STREAM), STREAM).eval()
     blocks = [m for m in model.modules() if hasattr(m, "zero_init_last")]
-    assert blocks and all(not b.bn2.weight.any() for b in blocks)
+    assert blocks
+    assert all(not b.bn2.weight.any() for b in blocks)
     for block in blocks:
         x = torch.rand(1, block.conv1.in_channels, 4, 4)
         shortcut = x if block.downsample is None else block.downsample(x)
@@ -302,7 +305,8 @@ def test_adding_a_layer_changes_no_other_draw():
         longer.add_module(name, nn.Conv2d(channels, 8, 3))
     for trick in (XavierInit(), HeInit()):
         a, b = trick.edit(plain, STREAM), trick.edit(longer, STREAM)
-        assert torch.equal(a.last.weight, b.last.weight) and torch.equal(a.first.weight, b.first.weight)
+        assert torch.equal(a.last.weight, b.last.weight)
+        assert torch.equal(a.first.weight, b.first.weight)
         assert not torch.equal(b.last.weight, b.extra.weight)
 
 

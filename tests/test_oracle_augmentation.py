@@ -122,7 +122,8 @@ def test_random_resized_crop_boxes_are_whole_pixels_inside_the_images(sizes, see
     boxes = RandomResizedCrop().boxes(sizes, generator(seed))
     assert boxes.dtype == torch.float64
     assert torch.equal(boxes, boxes.round())
-    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
 
 
@@ -286,14 +287,17 @@ def test_erasing_boxes_are_distributed_as_timm_s():
 def test_erasing_boxes_lie_inside_and_never_cover_a_whole_side(height, width, seed):
     boxes = erasing.random_erasing_boxes((30, 1, height, width), generator(seed), p=1)
     size = torch.tensor([height, width])
-    assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= size).all()
+    assert (boxes >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
     assert (boxes[:, 2:] < size).all()
 
 
 def test_noise_is_uniform_normal_and_independent_between_pixels_and_images():
     draws = RandomErasing(fill="pixel").draw(torch.Size((40, 3, 32, 32)), generator())
     uniform = erasing.uniform_noise(draws["seeds"], (40, 3, 32, 32))
-    assert uniform.dtype == torch.float32 and uniform.min() > 0 and uniform.max() < 1
+    assert uniform.dtype == torch.float32
+    assert uniform.min() > 0
+    assert uniform.max() < 1
     values = uniform.flatten().double().numpy()
     assert stats.kstest(values, "uniform").pvalue > 1e-3
     normal = erasing.normal_noise(uniform).double()
@@ -372,11 +376,13 @@ def test_image_tricks_act_on_each_image_by_its_draws_alone(trick, shape, seed, d
     draws = trick.draw(images.shape, generator(seed))
     assert all(len(tensor) == len(images) for tensor in draws.values())
     result = trick.apply(images, draws)
-    assert result.shape == images.shape and result.dtype == images.dtype
+    assert result.shape == images.shape
+    assert result.dtype == images.dtype
     assert torch.equal(images, before), "changed its input"
     assert torch.equal(trick.apply(images, draws), result), "not a function of images and draws"
     if trick in PHOTOMETRIC:
-        assert result.min() >= 0 and result.max() <= 1
+        assert result.min() >= 0
+        assert result.max() <= 1
     order = torch.tensor(data.draw(st.permutations(range(len(images)))))
     torch.testing.assert_close(
         trick.apply(images[order], take(draws, order)), result[order], atol=2e-6, rtol=0
@@ -449,7 +455,9 @@ def test_tricks_that_cannot_act_say_so_with_a_way_out(trick, where):
     problems = list(trick.check(context(trick, **where)))
     assert problems
     for problem in problems:
-        assert trick.kind in problem.where and problem.expected and problem.fix
+        assert trick.kind in problem.where
+        assert problem.expected
+        assert problem.fix
 
 
 @pytest.mark.parametrize("trick", [*IMAGE_TRICKS, RandomResizedCrop(), Normalize()], ids=repr)

@@ -66,7 +66,8 @@ def test_soft_cross_entropy_equals_float64_numpy(count, classes, seed, scale):
     result = soft_cross_entropy(torch.tensor(logits), torch.tensor(targets))
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-10, atol=1e-12)
     half = soft_cross_entropy(torch.tensor(logits).bfloat16(), torch.tensor(targets))
-    assert half.dtype == torch.float32 and half.shape == (count,)
+    assert half.dtype == torch.float32
+    assert half.shape == (count,)
 
 
 @quick
@@ -235,7 +236,8 @@ def test_ema_sees_tensors_that_replace_others(model):
     model[1].running_mean = torch.full((4,), 3.0)
     model[3].weight = nn.Parameter(torch.full_like(model[3].weight, 2.0))
     update_average(average, model, 0)
-    assert (average["1.running_mean"] == 3).all() and (average["3.weight"] == 2).all()
+    assert (average["1.running_mean"] == 3).all()
+    assert (average["3.weight"] == 2).all()
     model[3] = nn.Linear(64, 5)
     restarted = start_average(model)
     update_average(restarted, model, 0)

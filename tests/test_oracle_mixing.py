@@ -122,7 +122,8 @@ def test_cutmix_boxes_before_clipping_have_the_papers_area():
 def test_cutmix_boxes_are_centered_anywhere_in_the_image():
     trick = CutMix(per="image", alpha=1)
     boxes = trick.draw(torch.Size((6000, 3, 20, 30)), generator())["boxes"]
-    assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([20, 30])).all()
+    assert (boxes >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([20, 30])).all()
     inner = boxes[(boxes[:, 2] == 4) & (boxes[:, 1] > 0)]
     rows = torch.bincount(inner[:, 0], minlength=17)[1:16].numpy()
     assert stats.chisquare(rows).pvalue > 1e-3
@@ -171,10 +172,14 @@ def test_mixing_keeps_shapes_ranges_inputs_and_total_mass(shape, seed, kind, per
     trick = kind(alpha=1, per=per, partner=partner)
     draws = trick.draw(images.shape, generator(seed))
     mixed, labels = trick.mix(images, targets, draws)
-    assert mixed.shape == images.shape and mixed.dtype == images.dtype
-    assert labels.shape == targets.shape and labels.dtype == targets.dtype
-    assert torch.equal(images, before[0]) and torch.equal(targets, before[1])
-    assert mixed.min() >= images.min() - 1e-6 and mixed.max() <= images.max() + 1e-6
+    assert mixed.shape == images.shape
+    assert mixed.dtype == images.dtype
+    assert labels.shape == targets.shape
+    assert labels.dtype == targets.dtype
+    assert torch.equal(images, before[0])
+    assert torch.equal(targets, before[1])
+    assert mixed.min() >= images.min() - 1e-6
+    assert mixed.max() <= images.max() + 1e-6
     torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)), atol=1e-6, rtol=0)
     part = slice(0, (len(images) + 1) // 2)  # what one of two processes sees
     sliced, soft = trick.mix(images[part], targets[part], {k: v[part] for k, v in draws.items()})

@@ -22,7 +22,7 @@ from trickbag.functional.param_groups import decayed_names, is_norm, split_decay
 from trickbag.plan import Context, parameter_groups
 from trickbag.recipe.model import Recipe
 from trickbag.tricks import precision
-from trickbag.tricks.optimization import DEFAULT, AdamW, Nesterov, SGD
+from trickbag.tricks.optimization import DEFAULT, SGD, AdamW, Nesterov
 from trickbag.tricks.param_groups import NoBiasNormDecay
 from trickbag.tricks.precision import MixedPrecision
 
@@ -157,7 +157,8 @@ def test_decay_falls_on_the_weights_of_layers_and_on_nothing_else(name):
     listed = {n for n in layer_weights(model) if _matches_pattern(n, listed)}
     assert set(decayed["names"]) == layer_weights(model) - listed
     assert listed <= {"pos_embed.token_projection.weight"}  # xcit's, which it lists as "pos_embed.*"
-    assert spared["weight_decay"] == 0 and "weight_decay" not in decayed
+    assert spared["weight_decay"] == 0
+    assert "weight_decay" not in decayed
     assert sorted(decayed["names"] + spared["names"]) == sorted(n for n, _ in model.named_parameters())
     for group in (decayed, spared):
         assert all(model.get_parameter(n) is p for n, p in zip(group["names"], group["params"], strict=True))
@@ -269,12 +270,14 @@ def test_precision_speaks_fabrics_words():
     wrapped = fabric.setup_module(layer)
     with fabric.autocast():
         assert layer(torch.ones(1, 2)).dtype == torch.bfloat16
-    assert layer.weight.dtype == torch.float32 and wrapped(torch.ones(1, 2)).dtype == torch.float32
+    assert layer.weight.dtype == torch.float32
+    assert wrapped(torch.ones(1, 2)).dtype == torch.float32
 
 
 def test_fp16_is_refused_on_a_cpu_and_slow_bf16_is_announced(monkeypatch):
     (problem,) = MixedPrecision(dtype="fp16").check(context())
-    assert "bf16" in problem.fix and "CPU" in problem.what
+    assert "bf16" in problem.fix
+    assert "CPU" in problem.what
     assert list(MixedPrecision(dtype="fp16").check(context(device="cuda"))) == []
     monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
     for native in (True, False):

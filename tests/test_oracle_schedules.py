@@ -97,7 +97,8 @@ def test_hidden_cosine_drops_when_warmup_ends():
     tricks = Warmup(epochs=5), CosineDecay(underneath=True)
     line = timeline(20, 1, *tricks)
     rates = [math.prod(t.factor(s, line) for t in tricks) for s in range(20)]
-    assert rates[4] == 1.0 and rates[5] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert rates[4] == 1.0
+    assert rates[5] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 @settings(deadline=None, max_examples=25)
@@ -128,7 +129,9 @@ def test_warmup_is_he_et_als_i_over_m_and_wastes_no_update(batches):
     assert line.warmup == batches
     ours = [trick.factor(i - 1, line) for i in range(1, batches + 1)]
     assert ours == pytest.approx([i / batches for i in range(1, batches + 1)])
-    assert ours[0] > 0 and ours[-1] == 1.0 and trick.factor(batches, line) == 1.0
+    assert ours[0] > 0
+    assert ours[-1] == 1.0
+    assert trick.factor(batches, line) == 1.0
 
 
 def test_cosine_is_one_at_the_end_of_warmup_and_near_final_at_the_last_update():
@@ -157,7 +160,8 @@ def test_linear_scaling_is_the_ratio_of_batches_and_says_so():
 def test_settings_that_cannot_be_meant_are_reported():
     trick = Warmup(epochs=5)
     (problem,) = trick.check(context(trick, epochs=3))
-    assert "5" in problem.what and "3" in problem.what
+    assert "5" in problem.what
+    assert "3" in problem.what
     assert list(trick.check(context(trick, epochs=5))) == []
     decay = StepDecay(milestones=(1, 30, 60))
     (note,) = decay.notes(context(decay, epochs=3))

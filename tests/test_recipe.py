@@ -10,7 +10,7 @@ from trickbag.errors import RecipeError
 from trickbag.recipe import Recipe, apply_changes, diff, dump, load, published
 from trickbag.tricks.augmentation import RandomFlip
 from trickbag.tricks.mixing import Mixup
-from trickbag.tricks.optimization import AdamW, Nesterov, SGD
+from trickbag.tricks.optimization import SGD, AdamW, Nesterov
 from trickbag.tricks.schedules import CosineDecay, StepDecay, Warmup
 
 PARENT = """\

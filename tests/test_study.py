@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import write_shapes
 
+from conftest import write_shapes
 from trickbag import api
 from trickbag.data.base import DataSpec
 from trickbag.errors import PlanError, StudyError

@@ -11,7 +11,6 @@ from trickbag.data.base import DataSpec
 from trickbag.errors import Diverged
 from trickbag.recipe import Recipe
 from trickbag.recipe import load as load_recipe
-from trickbag.tricks.base import PredictTrick
 
 if TYPE_CHECKING:
     from trickbag.data.base import DataSet
@@ -34,9 +33,18 @@ def _spec(data: DataSpec | str | Path) -> DataSpec:
 
 
 def compile_plan(
-    recipe: Recipe | str | Path, data: DataSpec | str | Path, device: str = "auto"
+    recipe: Recipe | str | Path,
+    data: DataSpec | str | Path,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Plan, DataSet]:
     """Load the data and compile a recipe for it.
+
+    Args:
+        recipe: a recipe, the name of a published one, or a YAML file.
+        data: a data specification, or what the command line's DATA accepts.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        progress: told what is read, how many images are done, and how many there are.
 
     Raises:
         RecipeError, DataError, PlanError: everything that is wrong.
@@ -45,7 +53,7 @@ def compile_plan(
     from trickbag.data import load
     from trickbag.engine.device import Device
 
-    loaded = load(_spec(data))
+    loaded = load(_spec(data), progress)
     return planning.compile(_recipe(recipe), loaded.facts, Device(device).type), loaded
 
 
@@ -102,8 +110,9 @@ def raise_if_diverged(run: Run) -> None:
     if result.get("status") == "diverged":
         d = result["diagnosis"]
         raise Diverged(
-            f"the loss became {d['loss']} at step {d['step']} (epoch {d['epoch']:.2f}); learning rate "
-            f"{d['learning_rate']:g}, gradient norm {d['gradient_norm']}, last finite mean loss {d['last_finite_loss']}",
+            f"the loss became {d['loss']} at step {d['step']} (epoch {d['epoch']:.2f}); "
+            f"learning rate {d['learning_rate']:g}, gradient norm {d['gradient_norm']}, "
+            f"last finite mean loss {d['last_finite_loss']}",
             where=str(run.path),
             fix="lower the learning rate, or add or lengthen warmup",
         )
@@ -175,7 +184,9 @@ def _changed(recipe: Recipe, change: Callable[[Recipe], Recipe] | None) -> Recip
     if change is None:
         return recipe
     changed = change(recipe)
-    if training_part(changed) != training_part(recipe):
+    bare = recipe.model.model_copy(update={"weights": None})
+    trained = [training_part(r.replace(model=bare)) for r in (recipe, changed)]
+    if changed.model != recipe.model or trained[0] != trained[1]:
         raise CheckpointError(
             "this change would have needed training",
             expected=f"a change of {', '.join(Recipe.PREDICT_ONLY)} or of predict tricks",
@@ -219,8 +230,8 @@ def predict(
         Predictions in order, and the names of files that could not be read.
     """
     from trickbag import plan as planning
-    from trickbag.data.loose import read_files
     from trickbag.data.base import DataFacts
+    from trickbag.data.loose import read_files
     from trickbag.engine.device import Device
     from trickbag.engine.evaluate import load_weights, main_readout, probabilities
     from trickbag.engine.run import Run
@@ -285,7 +296,9 @@ def make_study(
     return prepare_study(spec, folder, Path(runs))
 
 
-def prepare_study(spec: StudySpec, folder: Path, runs: Path) -> Conduct:
+def prepare_study(
+    spec: StudySpec, folder: Path, runs: Path, progress: Callable[[str, int, int], None] | None = None
+) -> Conduct:
     """Load a study's data, check every arm and make its directory.
 
     Raises:
@@ -296,7 +309,7 @@ def prepare_study(spec: StudySpec, folder: Path, runs: Path) -> Conduct:
     from trickbag.study.spec import StudyFolder
 
     _ = spec.layout
-    conduct = Conduct(StudyFolder(folder), spec, load(spec.data))
+    conduct = Conduct(StudyFolder(folder), spec, load(spec.data, progress))
     _ = conduct.plans
     conduct.folder.create(spec, runs)
     return conduct
@@ -331,8 +344,7 @@ def run_study(
 
 def make_executor(device: str, workers: int | None, threads: int = 1) -> LocalExecutor:
     """The local executor with one worker a core or device unless told otherwise."""
-    import os
-
+    from trickbag.engine.device import available_cores
     from trickbag.study.executor import LocalExecutor
 
     gpus = 0
@@ -340,5 +352,5 @@ def make_executor(device: str, workers: int | None, threads: int = 1) -> LocalEx
         import torch
 
         gpus = torch.cuda.device_count()
-    cores = max(1, len(os.sched_getaffinity(0)) // threads)
+    cores = max(1, available_cores() // threads)
     return LocalExecutor(workers=workers or gpus or cores, gpus=gpus)

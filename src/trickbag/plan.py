@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trickbag.tasks.preprocessing import Preprocessing
-    from trickbag.tricks.base import Loss, Predictor
+    from trickbag.tricks.base import Loss
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,6 @@ class Plan:
             loss = trick.wrap(loss)
         return loss
 
-    def wrap_predictor(self, predict: Predictor) -> Predictor:
-        """A predictor with this plan's predict tricks."""
-        for trick in self.predict:
-            predict = trick.wrap(predict)
-        return predict
-
 
 def parameter_groups(model: nn.Module, tricks: tuple[ParamGroupTrick, ...] = ()) -> list[ParamGroup]:
     """Trainable parameters in one group with their names, then split by ``tricks``."""
@@ -220,6 +214,7 @@ def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe
         for trick in tricks:
             problems += trick.check(context)
             notes += (f"{trick.kind}: {note}" for note in trick.notes(context))
+        notes += _preprocessing_notes(recipe, context.preprocessing)
     plan = Plan(recipe, facts, context.timeline, tuple(notes))
     if probe:
         problems += _model_problems(plan, {p.where for p in problems})
@@ -266,6 +261,16 @@ def _budget_problems(recipe: Recipe, facts: DataFacts) -> Iterator[Problem]:
             "recipe",
             expected=f"eval_resize of at least {crop}",
         )
+
+
+def _preprocessing_notes(recipe: Recipe, wanted: Preprocessing | None) -> Iterator[str]:
+    """Where a recipe feeds pretrained weights other images than they were trained on."""
+    if wanted is None:
+        return
+    if wanted.interpolation != recipe.interpolation:
+        yield f"the weights expect {wanted.interpolation} interpolation, the recipe has {recipe.interpolation}"
+    if all(trick.training_only for trick in recipe.tricks.of(ImageTrick)):
+        yield f"the weights expect images normalized by mean {wanted.mean} and std {wanted.std}: add normalize"
 
 
 def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:

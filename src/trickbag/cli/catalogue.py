@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trickbag.cli.common import JsonOption, console, print_json
 from trickbag.errors import UsageError
+
+if TYPE_CHECKING:
+    from trickbag.tricks import Trick
 
 
 def tricks(
@@ -30,8 +33,8 @@ def tricks(
             table.add_row(trick.kind, trick.stage.name.lower(), trick.card.summary)
         console().print(table)
         return
-    trick = find(name)
-    if trick is None:
+    found = find(name)
+    if found is None:
         from trickbag.errors import nearest
 
         near = nearest(name, catalogue())
@@ -39,6 +42,10 @@ def tricks(
             f"no trick is called {name!r}",
             fix=f"did you mean {near}?" if near else "`trickbag tricks` lists them all",
         )
+    _show_card(found, as_json)
+
+
+def _show_card(trick: type[Trick], as_json: bool) -> None:
     if as_json:
         print_json(_card(trick))
         return
@@ -68,7 +75,7 @@ def tricks(
     out.print(card.snippet.strip(), markup=False)
 
 
-def _card(trick: Any) -> dict[str, Any]:
+def _card(trick: type[Trick]) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,6 +54,13 @@ def console(*, quiet: bool = False) -> Console:
     return Console(stderr=quiet, highlight=False)
 
 
+@contextmanager
+def reading(out: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """While entered, say how far reading the data is."""
+    with out.status("reading data") as status:
+        yield lambda what, done, total: status.update(f"{what}: {done} of {total} images")
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     json.dump(value, sys.stdout, indent=2, default=str)
@@ -61,7 +69,8 @@ def print_json(value: Any) -> None:
 
 def split_settings(settings: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """``--set`` texts for the recipe, and those for the data (without their ``data.``)."""
-    recipe, data = [], []
+    recipe: list[str] = []
+    data: list[str] = []
     for text in settings or ():
         (data if text.startswith("data.") else recipe).append(text)
     return recipe, [text.removeprefix("data.") for text in data]

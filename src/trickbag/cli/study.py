@@ -21,6 +21,7 @@ from trickbag.cli.common import (
     print_json,
     read_data,
     read_recipe,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def describe(
         raise UsageError(
             "--with and --without make one recipe from the other", expected="only one of the two recipes"
         )
-    if not (baseline or candidate) or not (baseline and candidate or with_ or without):
+    if not (baseline or candidate) or not ((baseline and candidate) or with_ or without):
         raise UsageError(
             "a study needs two recipes",
             expected="--baseline and --candidate, or one of them with --with or --without",
@@ -153,7 +154,7 @@ def plan(
 
         spec = spec.model_copy(update={"device": Device(device).type})
         with tempfile.TemporaryDirectory() as folder:
-            conduct = _conduct(spec, Path(folder) / "study", Path(folder) / "runs")
+            conduct = _conduct(spec, Path(folder) / "study", Path(folder) / "runs", out)
             executor = api.make_executor(spec.device, workers)
             seconds = conduct.estimate(_costs(conduct, executor, 1, out), executor.workers)
         figures["seconds"] = seconds
@@ -171,8 +172,8 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
         table.add_row(factor["key"], factor["label"], "no training" if factor["passive"] else "")
     out.print(table)
     out.print(
-        f"{figures['design']}: {len(figures['arms'])} recipes x {figures['seeds']} seeds = {figures['naive_runs']} "
-        f"results from {figures['runs']} training runs of {figures['steps']} steps"
+        f"{figures['design']}: {len(figures['arms'])} recipes x {figures['seeds']} seeds = "
+        f"{figures['naive_runs']} results from {figures['runs']} training runs of {figures['steps']} steps"
         + (
             f" ({figures['naive_runs'] - figures['runs']} shared)"
             if figures["naive_runs"] > figures["runs"]
@@ -190,10 +191,11 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
         )
 
 
-def _conduct(spec: StudySpec, folder: Path, runs: Path) -> Conduct:
+def _conduct(spec: StudySpec, folder: Path, runs: Path, out: Console) -> Conduct:
     from trickbag import api
 
-    return api.prepare_study(spec, folder, runs)
+    with reading(out) as progress:
+        return api.prepare_study(spec, folder, runs, progress)
 
 
 @app.command()
@@ -251,7 +253,7 @@ def conduct_and_show(
     from trickbag.study.outline import outline
 
     out = console(quiet=as_json)
-    conduct = _conduct(spec, folder, runs)
+    conduct = _conduct(spec, folder, runs, out)
     show_outline(out, outline(spec, conduct.data.facts))
     executor = api.make_executor(spec.device, workers, threads)
     left = conduct.pending(threads)

@@ -25,6 +25,7 @@ from trickbag.cli.common import (
     print_json,
     read_data,
     read_recipe,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def train(
     out = console(quiet=as_json)
     from trickbag import api
 
-    with out.status("reading data"):
-        compiled, loaded = api.compile_plan(chosen, spec, device)
+    with reading(out) as progress:
+        compiled, loaded = api.compile_plan(chosen, spec, device, progress)
     _show_plan(out, compiled, loaded)
     if plan_only:
         if as_json:
@@ -90,7 +91,8 @@ def train(
     cost = result["cost"]
     early = ", stopped early" if result["stopped_early"] else ""
     out.print(
-        f"{result['epochs']:g} epochs{early} in {cost['seconds']:.0f} s, {cost['images_per_second']:.0f} images/s, "
+        f"{result['epochs']:g} epochs{early} in {cost['seconds']:.0f} s, "
+        f"{cost['images_per_second']:.0f} images/s, "
         f"{cost['outside_forward_backward']:.1%} of the time outside forward, backward and update"
     )
     out.print(f"run: {run.path}", soft_wrap=True)
@@ -105,8 +107,8 @@ def _show_plan(out: Console, plan: Plan, data: DataSet) -> None:
         out.print(f"[yellow]left out {len(facts.bad)} unreadable images: {names}[/yellow]", soft_wrap=True)
     model = plan.recipe.model.name
     out.print(
-        f"[bold]model[/bold]  {model} at {plan.recipe.image_size} px; {timeline.steps} steps of {timeline.batch_size} "
-        f"({plan.recipe.epochs:g} epochs)"
+        f"[bold]model[/bold]  {model} at {plan.recipe.image_size} px; "
+        f"{timeline.steps} steps of {timeline.batch_size} ({plan.recipe.epochs:g} epochs)"
     )
     out.print(f"[bold]tricks[/bold] {', '.join(plan.bag) or 'none'}", soft_wrap=True)
     marks = sorted({0, timeline.warmup, timeline.steps // 4, timeline.steps // 2, 3 * timeline.steps // 4})
@@ -176,7 +178,7 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run, on its own data or others; --with tta_flip and --set eval_size need no training."""
+    """Measure a finished run, on its own data or others. Try --with tta_flip, --set eval_size=..."""
     from trickbag import api
     from trickbag.data.base import SPLITS
     from trickbag.engine.run import Run

@@ -21,6 +21,9 @@ def read_spec(text: str, options: Mapping[str, Any]) -> DataSpec:
     source = values.get("source")
     if isinstance(source, str):
         values["source"] = _check_source(source, origin.get(("source",)))
+    groups = values.get("groups")
+    if isinstance(groups, str) and Path(groups).expanduser().is_file():
+        values["groups"] = str(Path(groups).expanduser().absolute())
     where = {path: line for path, line in origin.items() if path and path[0] not in options}
     return _validate(values, where, text)
 
@@ -46,7 +49,7 @@ def _check_source(source: str, where: str | None) -> str:
         )
     if path.is_file() and path.suffix.lower() != ".parquet":
         raise DataError(f"{source} is of an unknown kind", where=where, expected="a .parquet or .yaml file")
-    return str(path)
+    return str(path.absolute())
 
 
 def _from_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], str]]:

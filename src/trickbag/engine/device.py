@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -47,7 +48,7 @@ class Device:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.threads is None:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            self.threads = max(1, len(os.sched_getaffinity(0)) // local)
+            self.threads = max(1, available_cores() // local)
 
     def start(self, precision: str) -> Fabric:
         """Set up Fabric for this process."""
@@ -81,8 +82,7 @@ class Device:
         """The model, compiled if asked for."""
         if not self.compile:
             return model
-        compiled: nn.Module = torch.compile(model)
-        return compiled
+        return cast("nn.Module", torch.compile(model))
 
     def agree(self, flag: bool) -> bool:
         """True in every process if it is in one."""
@@ -101,4 +101,11 @@ class Device:
 
         if self.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

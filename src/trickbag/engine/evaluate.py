@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,13 +79,15 @@ class Weights:
         """Normalized images -> float32 probabilities."""
         average = None if readout.weights == RAW else dict(self.averages[readout.weights])
 
-        def predict(images: Tensor) -> Tensor:
+        def plain(images: Tensor) -> Tensor:
+            logits: Tensor
             if average is None:
                 logits = self.model(images)
             else:
                 logits = torch.func.functional_call(self.model, average, (images,))
             return logits.softmax(dim=1)
 
+        predict: Predictor = plain
         for trick in readout.tricks:
             predict = trick.wrap(predict)
         return predict
@@ -133,7 +135,9 @@ def load_weights(run: Run, plan: Plan, device: str | torch.device = "cpu") -> We
         CheckpointError: no checkpoint, or one that does not fit the recipe.
     """
     folder = run.newest_checkpoint()
-    model = plan.build_model(Stream(run.about()["seed"]))
+    # The checkpoint holds every weight: where training started from may be gone by now.
+    bare = plan.recipe.model.model_copy(update={"pretrained": False, "weights": None})
+    model = replace(plan, recipe=plan.recipe.replace(model=bare)).build_model(Stream(run.about()["seed"]))
     try:
         model.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
     except RuntimeError as error:

@@ -78,7 +78,7 @@ def run_id(recipe: Recipe, facts: DataFacts, seed: int, device_type: str = "cpu"
 
 @dataclass(frozen=True)
 class Run:
-    """One run's directory: ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoint/``, ``result.json``.
+    """A run's directory: ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoint/``, ``result.json``.
 
     ``evaluations/`` beside them caches evaluations of the finished run.
     """

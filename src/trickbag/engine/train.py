@@ -204,7 +204,7 @@ def _train(
                 state.history.append(row[RAW][task.primary])
                 state.evaluated = step
                 loss_sum.zero_()
-                state.stopped = any([trick.stop(state.history) for trick in plan.stops])
+                state.stopped = any(trick.stop(state.history) for trick in plan.stops)
 
             now = time.perf_counter()
             if progress and (now - reported >= report_seconds or step == timeline.steps):

@@ -17,6 +17,8 @@ Scalar = bool | int | float | str
 
 
 class Frozen(BaseModel):
+    """A value: immutable, and without fields that nobody declared."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 

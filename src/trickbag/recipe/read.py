@@ -32,7 +32,7 @@ class Draft:
 
     def put(self, path: Path_, value: Any, where: str) -> None:
         """Set one value, making the mappings on the way."""
-        target = self.values
+        target: dict[Any, Any] = self.values
         for part in path[:-1]:
             if not isinstance(target.get(part), dict):
                 target[part] = {}
@@ -233,13 +233,10 @@ def _draft(
         if key == "model" and isinstance(value, str):
             draft.values.pop("model", None)
             value = {"name": value}
+        if key == "model" and isinstance(value, dict) and isinstance(value.get("weights"), str):
+            beside = path.parent / value["weights"]
+            value = value | ({"weights": str(beside)} if beside.exists() else {})
         draft.put((key,), value, origin[(key,)])
-    weights = draft.values.get("model", {})
-    if isinstance(weights, dict) and "weights" in (
-        raw.get("model") if isinstance(raw.get("model"), dict) else {}
-    ):
-        file = path.parent / str(weights["weights"])
-        weights["weights"] = str(file if file.exists() else weights["weights"])
     draft.origin.update(origin)
     return draft
 

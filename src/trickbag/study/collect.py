@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trickbag import tasks
+from trickbag.engine.device import available_cores
 from trickbag.engine.evaluate import RAW, main_readout
 from trickbag.engine.files import read_json, write_text
 from trickbag.engine.run import code_version, versions
@@ -171,7 +171,7 @@ def _provenance(conduct: Conduct, workers: int | None) -> dict[str, Any]:
         "unreadable images": len(facts.bad),
         "seeds": ", ".join(map(str, conduct.spec.seeds)),
         "device": conduct.spec.device,
-        "processor": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "processor": f"{platform.machine()}, {available_cores()} cores",
         "runs at once": workers,
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",

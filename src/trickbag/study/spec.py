@@ -108,8 +108,8 @@ class StudyFolder:
             raise StudyError(
                 f"{self.path} is not a study", expected="a folder that `study run` made"
             ) from None
-        recipes = {name: load(self.path / f"{name}.yaml") for name in ("baseline", "candidate")}
-        return StudySpec(**plain, **recipes)
+        baseline, candidate = (load(self.path / f"{name}.yaml") for name in ("baseline", "candidate"))
+        return StudySpec(**plain, baseline=baseline, candidate=candidate)
 
     def log(self, file: str, row: Mapping[str, Any]) -> None:
         """Append one event, with the time."""

@@ -5,8 +5,6 @@ import timm  # noqa: F401
 import torchmetrics.functional  # noqa: F401
 from lightning_fabric import Fabric  # noqa: F401
 
-import trickbag.engine.train
-import trickbag.tasks.classification
 from trickbag.tricks import catalogue
 
 catalogue()

@@ -40,8 +40,8 @@ class RandomFlip(ImageTrick):
 
     kind = "random_flip"
     rank = 10
-    null_setting = {"p": 0, "vertical": 0}  # noqa: RUF012
-    example = {"p": 0.5}  # noqa: RUF012
+    null_setting = {"p": 0, "vertical": 0}
+    example = {"p": 0.5}
     card = Card(
         title="Random horizontal flip",
         summary="Mirrors each image left to right with probability p, every image on its own.",
@@ -94,8 +94,8 @@ class PadAndCrop(ImageTrick):
 
     kind = "pad_and_crop"
     rank = 20
-    null_setting = {"padding": 0}  # noqa: RUF012
-    example = {"padding": 2}  # noqa: RUF012
+    null_setting = {"padding": 0}
+    example = {"padding": 2}
     card = Card(
         title="Pad and crop",
         summary="Pads every side and cuts a window of the original size out at random: a random shift of up "
@@ -162,8 +162,8 @@ class RandomResizedCrop(CropTrick):
 
     kind = "random_resized_crop"
     slot = "crop"
-    null_setting = {"p": 0}  # noqa: RUF012
-    example = {"area": (0.35, 1.0)}  # noqa: RUF012
+    null_setting = {"p": 0}
+    example = {"area": (0.35, 1.0)}
     card = Card(
         title="Random resized crop",
         summary="Cuts a part of random area and aspect ratio out of each source image and resizes it to the "

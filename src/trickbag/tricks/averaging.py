@@ -23,8 +23,8 @@ class EMA(WeightsTrick):
     """
 
     kind = "ema"
-    null_setting = {"decay": 0}  # noqa: RUF012
-    example = {"decay": 0.9, "warmup": True}  # noqa: RUF012
+    null_setting = {"decay": 0}
+    example = {"decay": 0.9, "warmup": True}
     card = Card(
         title="Exponential moving average of weights",
         summary="Keeps a second set of weights that follows the trained ones slowly, and is evaluated beside "

@@ -319,7 +319,7 @@ class StopTrick(Trick):
     stage = Stage.STOP
 
     def stop(self, history: Sequence[float]) -> bool:
-        """True to stop. ``history``: the primary metric of the raw weights, oldest first, higher is better."""
+        """True to stop. ``history``: primary metric of the raw weights, oldest first, higher is better."""
         raise NotImplementedError
 
 

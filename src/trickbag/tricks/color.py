@@ -31,8 +31,8 @@ class ColorJitter(ImageTrick):
 
     kind = "color_jitter"
     rank = 40
-    null_setting = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}  # noqa: RUF012
-    example = {"brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}  # noqa: RUF012
+    null_setting = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+    example = {"brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
     card = Card(
         title="Color jitter",
         summary="Multiplies brightness, contrast and saturation by factors drawn from U[1 - x, 1 + x] and "
@@ -104,8 +104,8 @@ class PCANoise(ImageTrick):
 
     kind = "pca_noise"
     rank = 50
-    null_setting = {"std": 0}  # noqa: RUF012
-    example = {"std": 0.1}  # noqa: RUF012
+    null_setting = {"std": 0}
+    example = {"std": 0.1}
     card = Card(
         title="PCA noise",
         summary="Adds to each image one color: normal amounts along the principal axes of ImageNet's colors, "
@@ -177,8 +177,8 @@ class Normalize(ImageTrick):
     kind = "normalize"
     rank = 80
     training_only = False
-    null_setting = {"mean": (0.0,), "std": (1.0,)}  # noqa: RUF012
-    example = {"mean": (0.45,), "std": (0.225,)}  # noqa: RUF012
+    null_setting = {"mean": (0.0,), "std": (1.0,)}
+    example = {"mean": (0.45,), "std": (0.225,)}
     card = Card(
         title="Normalization of images",
         summary="Subtracts a mean from each channel and divides by a standard deviation, so that the first "

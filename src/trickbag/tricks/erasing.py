@@ -30,8 +30,8 @@ class RandomErasing(ImageTrick):
 
     kind = "random_erasing"
     rank = 90
-    null_setting = {"p": 0}  # noqa: RUF012
-    example = {"p": 1.0, "fill": "pixel"}  # noqa: RUF012
+    null_setting = {"p": 0}
+    example = {"p": 1.0, "fill": "pixel"}
     card = Card(
         title="Random erasing",
         summary="Replaces a random box of each image by a constant, one random color or noise, so that no "

@@ -22,8 +22,8 @@ class TTAFlip(PredictTrick):
     """
 
     kind = "tta_flip"
-    null_setting = {"flip": False}  # noqa: RUF012
-    example = {"average": "logits"}  # noqa: RUF012
+    null_setting = {"flip": False}
+    example = {"average": "logits"}
     card = Card(
         title="Test-time augmentation by flipping",
         summary="Predicts each image and its mirror image, and averages the two predictions.",

@@ -23,8 +23,8 @@ class LabelSmoothing(LossTrick):
 
     kind = "label_smoothing"
     rank = 80
-    null_setting = {"epsilon": 0}  # noqa: RUF012
-    example = {"epsilon": 0.1}  # noqa: RUF012
+    null_setting = {"epsilon": 0}
+    example = {"epsilon": 0.1}
     card = Card(
         title="Label smoothing",
         summary="Replaces a target t by t (1 - epsilon) + epsilon / classes, so that the model is not driven "

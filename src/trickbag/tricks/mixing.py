@@ -26,8 +26,8 @@ class Mixup(MixTrick):
 
     kind = "mixup"
     rank = 40
-    null_setting = {"alpha": 0}  # noqa: RUF012
-    example = {"alpha": 0.8}  # noqa: RUF012
+    null_setting = {"alpha": 0}
+    example = {"alpha": 0.8}
     card = Card(
         title="Mixup",
         summary="Trains on blends of two images, with targets blended by the same weight, drawn from "
@@ -93,8 +93,8 @@ class CutMix(MixTrick):
 
     kind = "cutmix"
     rank = 50
-    null_setting = {"alpha": 0}  # noqa: RUF012
-    example = {"alpha": 1.0}  # noqa: RUF012
+    null_setting = {"alpha": 0}
+    example = {"alpha": 1.0}
     card = Card(
         title="CutMix",
         summary="Pastes a box of another image of the batch into each image; targets are weighted by the "

@@ -11,7 +11,7 @@ from trickbag.tricks.base import Card, OptimizerTrick, ParamGroup, Trick
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT", "AdamW", "Nesterov", "SGD"]
+__all__ = ["DEFAULT", "SGD", "AdamW", "Nesterov"]
 
 _KERNELS = "torch.optim, with its fused kernels where the device has them"
 _NULL = "without an optimizer in the bag: plain SGD, learning rate 0.1, no momentum, no weight decay"

@@ -22,8 +22,8 @@ class EarlyStopping(StopTrick):
     """
 
     kind = "early_stopping"
-    null_setting = {"patience": None}  # noqa: RUF012
-    example = {"patience": 2}  # noqa: RUF012
+    null_setting = {"patience": None}
+    example = {"patience": 2}
     card = Card(
         title="Early stopping",
         summary="Ends training once the metric on the selection split has not improved for `patience` "
