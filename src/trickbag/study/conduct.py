@@ -162,6 +162,7 @@ class Conduct:
 
         Raises:
             StudyError: a recipe cannot be trained at all.
+            KeyboardInterrupt: it was interrupted.
         """
         path = self.folder.path / "costs.json"
         known = {d: Cost(**c) for d, c in read_json(path).items()} if path.exists() else {}
@@ -192,8 +193,9 @@ class Conduct:
             finished = executor.run(jobs, hear)
             if failures:
                 raise StudyError(failures)
-            if finished:
-                write_json(path, {digest: vars(cost) for digest, cost in known.items()})
+            if not finished:
+                raise KeyboardInterrupt
+            write_json(path, {digest: vars(cost) for digest, cost in known.items()})
         return known
 
     def estimate(self, costs: dict[str, Cost], workers: int) -> float:

@@ -52,7 +52,7 @@ class LocalExecutor:
 
     workers: int = 2
     attempts: int = 3
-    silence: float = 900.0
+    silence: float = 3600.0
     gpus: int = 0
 
     def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> bool:
@@ -77,7 +77,7 @@ class LocalExecutor:
                         if one.process.exitcode is not None:
                             active.remove(one)
                             lanes.append(one.lane)
-                            again = self._settle(one, on_event)
+                            again = self._settle(one, on_event, interrupt.requested)
                             if again is not None:
                                 queue.append(again)
             finally:
@@ -112,12 +112,14 @@ class LocalExecutor:
         except (EOFError, OSError):
             return
 
-    def _settle(self, one: _Active, on_event: Callable[[Event], None]) -> Job | None:
+    def _settle(self, one: _Active, on_event: Callable[[Event], None], interrupted: bool) -> Job | None:
         """Report the end of a process; returns the job if it deserves another try."""
         self._listen(one, on_event)
         one.pipe.close()
         one.process.join()
         kind, detail = one.last or ("crashed", _cause(one.process.exitcode))
+        if kind == "stopped" and not interrupted:
+            kind, detail = "crashed", "stopped by a signal from elsewhere"
         if kind == "crashed" and one.job.attempt + 1 < self.attempts:
             on_event(Event("retried", one.job, detail))
             return replace(one.job, attempt=one.job.attempt + 1)
