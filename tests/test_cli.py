@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from trickbag import errors
 from trickbag.cli.main import main
 
-FAST = ["--set", "epochs=2", "--set", "batch_size=16", "--set", "image_size=8", "--threads", "1"]
+FAST = ["--set", "epochs=2", "--set", "batch_size=16", "--set", "image_size=8"]
+FAST += ["--set", "warmup.epochs=1", "--threads", "1"]
 
 
 class Outcome:
@@ -31,9 +33,7 @@ class Outcome:
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Any:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Call the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -56,14 +56,16 @@ def cli(
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from trickbag import load_recipe, train
 
-    recipe = load_recipe(
-        "digits_bag", set_=["epochs=2", "batch_size=16", "image_size=8"], without=["random_erasing"]
-    )
+    recipe = load_recipe("digits_bag", set_=["epochs=2", "batch_size=16", "image_size=8", "warmup.epochs=1"])
     return train(recipe, shapes, runs=tmp_path_factory.mktemp("runs"), threads=1).path
 
 
 def test_exit_codes_are_distinct() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TrickbagError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.TrickbagError)
+    ]
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes) == 8
 
@@ -121,15 +123,43 @@ def test_predictions_agree_with_the_evaluation(cli: Any, trained: Path, shapes: 
         (["tricks", "mixupp"], 2, ["did you mean mixup?"]),
         (["diff", "digits_bag", "digits_bagg"], 3, ["did you mean digits_bag?"]),
         (["study", "plan", "digits"], 2, ["two recipes"]),
-        (["study", "plan", "digits", "--baseline", "digits_bag", "--without", "mixup", "--seeds", "x"], 2, ["--seeds"]),
-        (["study", "run", "digits", "--baseline", "digits_bag", "--candidate", "digits_bag"], 8, ["same recipe"]),
-        (["study", "plan", "digits", "--baseline", "digits_bag", "--without", "ema", "--design", "leave"], 2, ["leave-one-out"]),
+        (
+            ["study", "plan", "digits", "--baseline", "digits_bag", "--without", "mixup", "--seeds", "x"],
+            2,
+            ["--seeds"],
+        ),
+        (
+            ["study", "run", "digits", "--baseline", "digits_bag", "--candidate", "digits_bag"],
+            8,
+            ["same recipe"],
+        ),
+        (
+            ["study", "plan", "digits", "--baseline", "digits_bag", "--without", "ema", "--design", "leave"],
+            2,
+            ["leave-one-out"],
+        ),
         (["study", "resume", "nowhere"], 8, ["nowhere", "not a study"]),
         (["study", "status", "nowhere"], 8, ["nowhere", "not a study"]),
+        (["train", "digits_bag", ""], 4, ["there is no data"]),
+        (["train", "digits_bag", "~nobody-at-all/images"], 4, ["~nobody-at-all"]),
+        (["train", "digits_bag", "digits", "--set", "data.=1"], 4, ["--set data.=1"]),
+        (["train", "digits_bag", "digits", "--set", "data.train_size=-1"], 4, ["--set data.train_size=-1"]),
+        (["train", "digits_bag", "digits", "--set", "data.pattern=''"], 4, ["--set data.pattern"]),
+        (["recipes", "x" * 5000], 9, ["File name too long"]),
+        (
+            ["study", "plan", "digits", "--baseline", "digits_bag", "--without", "ema", "--seeds", "9" * 30],
+            2,
+            ["--seeds"],
+        ),
+        (
+            ["study", "plan", "digits", "--baseline", "digits_bag", "--without", "ema", "--order", "ema"],
+            2,
+            ["ladder"],
+        ),
         (["train"], 2, []),
         (["trian"], 2, []),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else str(value),
 )
 def test_a_mistake_gets_one_clear_error(cli: Any, arguments: list[str], code: int, said: list[str]) -> None:
     outcome = cli(*arguments)
@@ -140,7 +170,17 @@ def test_a_mistake_gets_one_clear_error(cli: Any, arguments: list[str], code: in
 
 
 def test_several_conflicts_are_one_report(cli: Any) -> None:
-    outcome = cli("train", "digits_bag", "digits", "--with", "pca_noise", "--with", "color_jitter", "--set", "batch_size=9999")
+    outcome = cli(
+        "train",
+        "digits_bag",
+        "digits",
+        "--with",
+        "pca_noise",
+        "--with",
+        "color_jitter",
+        "--set",
+        "batch_size=9999",
+    )
     assert outcome.code == 5
     assert outcome.err.count("error:") == 3
 
@@ -191,6 +231,7 @@ def test_tricks_are_found_by_their_other_names(cli: Any) -> None:
 def test_study_from_the_command_line(cli: Any, shapes: Path) -> None:
     arguments = [shapes, "--candidate", "digits_bag", "--without", "ema", "--without", "label_smoothing"]
     arguments += ["--set", "epochs=1", "--set", "batch_size=16", "--set", "image_size=8", "--seeds", "2"]
+    arguments += ["--set", "warmup.epochs=0.5"]
     planned = cli("study", "plan", *arguments, "--json").json
     assert [factor["key"] for factor in planned["factors"]] == ["label_smoothing", "ema"]
     done = cli("study", "run", *arguments, "--out", "study", "--device", "cpu", "--json")
@@ -208,7 +249,16 @@ def test_study_from_the_command_line(cli: Any, shapes: Path) -> None:
 @pytest.mark.timeout(200)
 def test_control_c_drains_says_how_to_go_on_and_resumes_to_the_same_bits(cli: Any, shapes: Path) -> None:
     def arguments(runs: str) -> list[str]:
-        settings = ["--set", "epochs=600", "--set", "batch_size=16", "--set", "image_size=8", "--threads", "1"]
+        settings = [
+            "--set",
+            "epochs=600",
+            "--set",
+            "batch_size=16",
+            "--set",
+            "image_size=8",
+            "--threads",
+            "1",
+        ]
         return ["train", "digits_bag", str(shapes), *settings, "--runs", runs]
 
     process = subprocess.Popen(
@@ -236,3 +286,86 @@ def test_control_c_drains_says_how_to_go_on_and_resumes_to_the_same_bits(cli: An
     found, wanted = (sorted(path.glob("checkpoint/*/*.safetensors")) for path in (run, other))
     assert [path.name for path in found] == [path.name for path in wanted]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(found, wanted, strict=True))
+
+
+def test_predictions_never_replace_a_file_with_nothing(cli: Any, trained: Path, shapes: Path) -> None:
+    assert cli("predict", trained, shapes / "circle", "--top", "99", "--out", "found.csv", "--json").json
+    before = Path("found.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(before)))
+    assert len(rows) == 24
+    assert "class_4" in rows[0]
+    assert "class_5" not in rows[0]
+    Path("broken.png").write_bytes(b"no image")
+    assert cli("predict", trained, "broken.png", "--out", "found.csv").code == 4
+    assert Path("found.csv").read_text() == before
+    for place in ("nowhere/found.csv", "."):
+        outcome = cli("predict", trained, shapes / "circle", "--out", place)
+        assert outcome.code == 2
+        assert "--out" in outcome.err
+
+
+def test_names_that_are_no_text_are_predicted_and_hidden_files_are_not(
+    cli: Any, trained: Path, shapes: Path
+) -> None:
+    folder = Path("odd")
+    (folder / "looks_like.png").mkdir(parents=True)
+    (folder / "._hidden.png").write_bytes(b"no image")
+    image = (shapes / "circle" / "000.png").read_bytes()
+    try:
+        Path(os.fsdecode(b"odd/\xff.png")).write_bytes(image)
+    except OSError:
+        pytest.skip("this file system wants names in UTF-8")
+    outcome = cli("predict", trained, folder, "--out", "found.csv")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert b"odd/\xff.png" in Path("found.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", b"{}", "run.json is damaged"),
+        ("run.json", b"[]", "run.json is damaged"),
+        ("run.json", b"\xff\xfe", "run.json is damaged"),
+        ("recipe.yaml", None, "recipe.yaml is missing"),
+        ("result.json", None, "is not finished"),
+    ],
+)
+def test_a_damaged_or_unfinished_run_is_refused(
+    cli: Any, trained: Path, shapes: Path, name: str, content: bytes | None, said: str
+) -> None:
+    shutil.copytree(trained, "run")
+    (Path("run") / name).unlink()
+    if content is not None:
+        (Path("run") / name).write_bytes(content)
+    for command in (["evaluate", "run"], ["predict", "run", shapes / "circle"]):
+        outcome = cli(*command)
+        assert outcome.code == 6
+        assert said in outcome.err
+
+
+def test_a_folder_that_cannot_be_written_is_named(cli: Any, shapes: Path) -> None:
+    Path("taken").write_text("a file")
+    outcome = cli("train", "digits_bag", shapes, *FAST, "--runs", "taken")
+    assert outcome.code == 9
+    assert "taken" in outcome.err
+
+
+def test_numbers_stay_whole_in_a_narrow_terminal(
+    cli: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    found = cli("evaluate", trained, "--json").json
+    text = cli("evaluate", trained).out
+    assert all(f"{value:.4f}" in text for metrics in found.values() for value in metrics.values())
+    assert max(map(len, text.splitlines())) <= 60
+    listed = cli("recipes").out
+    assert "digits_baseline" in listed
+
+
+def test_data_settings_that_nothing_would_read_are_refused(cli: Any, trained: Path, shapes: Path) -> None:
+    setting = ["--set", "data.train_size=20"]
+    for command in (["evaluate", trained], ["predict", trained, shapes / "circle"]):
+        outcome = cli(*command, *setting)
+        assert outcome.code == 2
+        assert "--set data.train_size=20" in outcome.err
+    assert cli("evaluate", trained, shapes, *setting, "--json").code == 0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -404,3 +405,25 @@ def test_arguments_that_are_no_data(tmp_path):
         data.spec(str(tmp_path / "x.csv"))
     with pytest.raises(DataError, match="split_seed: -1 is not valid"):
         data.spec("digits", split_seed=-1)
+
+
+def test_a_folder_that_cannot_be_read_is_no_folder_without_images(tmp_path, monkeypatch):
+    fill(tmp_path / "set", {"cat": 6, "dog": 6})
+    (tmp_path / "set" / "dog" / "more").mkdir()
+    scan = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"more: Permission denied"):
+        data.load(data.spec(str(tmp_path / "set")))
+
+
+def test_a_table_without_rows(tmp_path):
+    table = pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())})
+    pq.write_table(table, tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none.parquet: the table has no rows"):
+        data.load(data.spec(str(tmp_path / "none.parquet")))

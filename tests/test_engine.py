@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,10 +17,12 @@ import torch
 
 from contract import Bench, fingerprint, full_bag, recipe, rows, sample, tensors
 from trickbag import data
+from trickbag.engine import checkpoint
 from trickbag.engine.device import Device
 from trickbag.engine.evaluate import all_readouts, evaluate, main_readout
+from trickbag.engine.files import write_json
 from trickbag.engine.run import Run, run_id
-from trickbag.engine.train import Status, train
+from trickbag.engine.train import Status, Stopped, evaluation_steps, train
 from trickbag.errors import CheckpointError, UsageError
 from trickbag.tricks import Stage
 from trickbag.tricks.averaging import EMA
@@ -243,3 +246,107 @@ def test_the_log_is_json_lines(bench: Bench) -> None:
     for line in run.metrics_file.read_text().splitlines():
         row = json.loads(line)
         assert {"step", "epoch", "lr", "train_loss", "raw", "seconds"} <= set(row)
+
+
+def _stopped_at(bench: Bench, folder: Path, step: int) -> Run:
+    """A run of 12 steps that was interrupted."""
+
+    def stop(status: Status) -> None:
+        if status.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        Bench(bench.data, folder).train(LONG, steps=12, fresh=False, progress=stop, report_seconds=0)
+    (path,) = folder.iterdir()
+    return Run(path)
+
+
+@pytest.mark.parametrize("lost", [1, 10_000])
+def test_a_log_shorter_than_its_checkpoint_says_stays_readable(
+    bench: Bench, tmp_path: Path, lost: int
+) -> None:
+    """After a power cut the file may lack its end; what follows must not be glued to a torn line."""
+    run = _stopped_at(bench, tmp_path, 6)
+    before = len(run.metrics())
+    os.truncate(run.metrics_file, max(0, run.metrics_size() - lost))
+    kept = run.metrics_file.read_bytes().count(b"\n")
+    assert kept < before
+    Bench(bench.data, tmp_path).train(LONG, steps=12, fresh=False)
+    lines = run.metrics_file.read_text().splitlines()
+    assert len(run.metrics()) == len(lines) > kept
+    assert run.metrics()[-1]["step"] == 12
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _stopped_at(bench, tmp_path, 5)
+    before = list((run.path / "checkpoint").iterdir())
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        Bench(bench.data, tmp_path).train(LONG, steps=12, fresh=False)
+    assert list((run.path / "checkpoint").iterdir()) == before
+    monkeypatch.undo()
+    Bench(bench.data, tmp_path).train(LONG, steps=12, fresh=False)
+    assert fingerprint(run) == fingerprint(bench.train(LONG, steps=12))
+
+
+def test_a_full_disk_leaves_no_half_written_result(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "result.json"
+    write_json(path, {"status": "old"})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"result\.json"):
+        write_json(path, {"status": "new"})
+    assert [other.name for other in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads(path.read_text()) == {"status": "old"}
+
+
+def test_a_finished_run_is_left_alone_by_every_process(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process that waited for the first here would wait for ever."""
+    run = Bench(bench.data, tmp_path).train(recipe(), fresh=False)
+    log = run.metrics_file.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Device, "start", lambda *_: pytest.fail("it joined the other processes"))
+    device = Device("cpu", threads=1)
+    assert Bench(bench.data, tmp_path).train(recipe(), fresh=False, device=device) == run
+    assert run.metrics_file.read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    ("every", "wanted"),
+    [(1e-12, range(1, 8)), (0.1, range(1, 8)), (0.5, (4, 7)), (50.0, (7,))],
+    ids=("every step and less", "every step", "half an epoch", "longer than training"),
+)
+def test_evaluations_come_when_asked_and_at_the_end(
+    bench: Bench, every: float, wanted: tuple[int, ...]
+) -> None:
+    plan = bench.plan(recipe(evaluate_every=every), steps=7)
+    assert plan.timeline.steps_per_epoch == 9
+    assert evaluation_steps(plan) == set(wanted)
+
+
+def test_one_number_wherever_it_is_read(bench: Bench) -> None:
+    """The log's last row, the result, and an evaluation of the checkpoint, to the bit."""
+    run = bench.train(LONG, steps=6, splits=("selection",), readouts=None)
+    result = run.result()
+    assert result is not None
+    plan = bench.plan(LONG, steps=6)
+    for path in (run.path / "evaluations").iterdir():
+        path.unlink()
+    found = evaluate(run, plan, bench.data, all_readouts(plan), "selection")
+    for readout in all_readouts(plan):
+        assert found[readout.digest] == result["metrics"]["selection"][readout.label]
+        if not readout.tricks:
+            assert found[readout.digest] == run.metrics()[-1][readout.label]

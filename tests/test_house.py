@@ -19,7 +19,7 @@ FLOORS = [
     {"data", "tasks"},
     {"plan"},
     {"engine"},
-    {"study.statistics"},
+    {"study.statistics", "study.blocks"},
     {"report"},
     {"study"},
     {"api"},

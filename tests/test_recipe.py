@@ -161,3 +161,78 @@ def test_any_subset_of_changes_makes_a_recipe() -> None:
 def test_settings_of_one_optimizer_and_a_swap_of_it_are_one_factor_or_several() -> None:
     swap = diff(base(tricks=[SGD()]), base(tricks=[AdamW(lr=1e-3, weight_decay=0.05)]))
     assert [change.key for change in swap] == ["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tricks:\n  5: {}\n", [":3: no trick is called '5'"]),
+        ("5: 3\n", [":2: 5: there is no such setting"]),
+        ("? [a, b]\n: 3\n", [":2:"]),
+        ("batch_size: " + "9" * 5000 + "\n", ["not valid YAML", "digits"]),
+        ("epochs: !!python/object/apply:os.system ['true']\n", [":2: epochs"]),
+        ('about: {title: "a\x07b"}\n', [":2:", "not allowed"]),
+        ("about: {published: {a: {b: 1}}}\n", [":2: about.published.a: {'b': 1} is not valid"]),
+        ("epochs: 1e300\n", [":2: epochs", "less than or equal"]),
+        ("image_size: 99999999999999999999\n", [":2: image_size", "less than or equal"]),
+    ],
+)
+def test_odd_yaml_gets_one_error_with_file_and_line(tmp_path: Path, text: str, said: list[str]) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("extends: digits_bag\n" + text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert len(caught.value.problems) == 1
+    assert all(part in str(caught.value) for part in ["odd.yaml", *said]), caught.value
+
+
+def test_values_nested_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("about: " + "[" * 1500 + "]" * 1500)
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load(path)
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "anchors.yaml"
+    path.write_text(
+        "extends: digits_bag\nbatch_size: &size 32\nimage_size: *size\n"
+        "tricks:\n  mixup: &both {alpha: 0.3}\n  cutmix:\n    <<: *both\n    p: 0.5\n"
+    )
+    recipe = load(path)
+    assert (recipe.batch_size, recipe.image_size) == (32, 32)
+    assert recipe.tricks["cutmix"].settings()["alpha"] == 0.3
+    path.write_text("extends: digits_bag\ntricks:\n  mixup: &a {alpha: -1}\n  cutmix:\n    <<: *a\n")
+    with pytest.raises(RecipeError, match=r"anchors.yaml:4: cutmix.alpha: -1"):
+        load(path)
+
+
+def test_two_tricks_of_one_slot_named_together_both_stay_for_the_plan_to_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text("extends: digits_bag\ntricks:\n  step_decay: {milestones: [1]}\n  cosine_decay: {}\n")
+    assert {"step_decay", "cosine_decay"} <= set(load(path).tricks)
+    added = load("digits_bag", with_=["step_decay:milestones=[1]"])
+    assert "cosine_decay" not in added.tricks
+    both = load("digits_bag", with_=["cosine_decay", "step_decay:milestones=[1]"])
+    assert {"step_decay", "cosine_decay"} <= set(both.tricks)
+
+
+def test_setting_a_model_by_name_then_its_options_keeps_the_name() -> None:
+    recipe = load("digits_bag", set_=["model=resnet20", "model.options.width=8"])
+    assert (recipe.model.name, recipe.model.options) == ("resnet20", {"width": 8})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"with_": ["mixup:=0.4"]}, "--with mixup:=0.4"),
+        ({"with_": ["step_decay:milestones=1,2"]}, "step_decay.2: there is no such setting"),
+        ({"set_": ["sgd.lr.x=1"]}, "--set sgd.lr.x=1: sgd.lr"),
+        ({"set_": ["mixup="]}, "--without mixup takes it out"),
+        ({"set_": ["epochs=" + "9" * 5000]}, "--set epochs="),
+    ],
+)
+def test_odd_overrides_name_their_flag(overrides: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("digits_bag", **overrides)  # type: ignore[arg-type]
+    assert said in str(caught.value)

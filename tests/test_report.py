@@ -21,13 +21,12 @@ from trickbag.report.content import (
     ReportData,
     RunResult,
     duration,
-    methods,
     p_value,
     points,
-    verdict,
 )
 from trickbag.report.html import render
 from trickbag.report.text import markdown, terminal
+from trickbag.report.wording import methods, verdict
 from trickbag.study.statistics import Contrast, analyze
 
 NAMES = {

@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,13 +22,15 @@ from trickbag.data.base import DataSpec
 from trickbag.errors import PlanError, StudyError
 from trickbag.recipe import Recipe
 from trickbag.report.content import ReportData
+from trickbag.study import worker
 from trickbag.study.collect import collect
 from trickbag.study.conduct import Conduct
 from trickbag.study.design import BASELINE, CANDIDATE, find_factors, lay_out
-from trickbag.study.executor import Event, LocalExecutor
+from trickbag.study.executor import Event, LocalExecutor, _Active
 from trickbag.study.jobs import share
 from trickbag.study.outline import outline
 from trickbag.study.spec import StudyFolder, StudySpec
+from trickbag.study.worker import Job
 from trickbag.tricks.augmentation import RandomFlip
 from trickbag.tricks.averaging import EMA
 from trickbag.tricks.inference import TTAFlip
@@ -323,3 +327,64 @@ def test_the_outline_counts_what_is_trained(spec: StudySpec) -> None:
     assert figures["naive_runs"] == 21
     assert figures["detectable_points"] > 0
     assert outline(spec.model_copy(update={"seeds": (0,)}))["detectable_points"] is None
+
+
+def test_a_seed_is_named_once(spec: StudySpec) -> None:
+    with pytest.raises(StudyError, match="twice"):
+        StudySpec(baseline=recipe(), candidate=FULL, data=spec.data, seeds=(3, 3))
+
+
+def _ended_worker(code: int | None, attempt: int) -> _Active:
+    """A worker whose process is gone, without a word."""
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    job = replace(Job("job", recipe(), DataSpec(source="digits"), 0, "runs"), attempt=attempt)
+    process: Any = SimpleNamespace(pid=2**22 + 1, exitcode=code, join=lambda: None)
+    return _Active(job, process, ours, 0, time.monotonic())
+
+
+def test_a_worker_that_ends_while_it_is_signalled_does_no_harm() -> None:
+    LocalExecutor._signal(_ended_worker(None, 0), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("interrupted", "kind"), [(True, "stopped"), (False, "failed")])
+def test_a_worker_killed_by_an_interrupt_has_not_failed(interrupted: bool, kind: str) -> None:
+    events: list[Event] = []
+    again = LocalExecutor()._settle(_ended_worker(-signal.SIGTERM, 2), events.append, interrupted)
+    assert again is None
+    assert [event.kind for event in events] == [kind]
+
+
+def test_the_test_split_stays_sealed_without_a_pair(spec: StudySpec, tmp_path: Path) -> None:
+    """A seed that baseline or candidate lacks opens nothing; the means are those of the pairs."""
+    small = spec.model_copy(update={"candidate": recipe(Mixup()), "seeds": (0, 1, 2)})
+    conduct = api.prepare_study(small, tmp_path / "study", tmp_path / "runs")
+    for job in conduct.pending(threads=1):
+        if (job.name, job.seed) != ("candidate, seed 1", 1):
+            worker._train(job, lambda message: None)
+    for job in conduct._confirmation(threads=1):
+        assert job.seed != 1
+        worker._train(job, lambda message: None)
+    confirm = collect(conduct).confirm
+    assert confirm is not None
+    assert confirm.n == 2
+    assert confirm.candidate - confirm.baseline == pytest.approx(confirm.difference, abs=1e-9)
+    assert {job.seed for job in conduct.pending(threads=1)} == {1}
+
+
+def test_the_cost_of_an_evaluation_is_that_of_one(
+    spec: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trickbag.engine import train as engine
+
+    calls: list[object] = []
+
+    def slow(*arguments: object) -> dict[str, float]:
+        calls.append(arguments)
+        time.sleep(0.05)
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(engine, "measure", slow)
+    job = Job("timing", recipe(evaluate_every=0.1), spec.data, 0, "", timing=True)
+    assert 0.05 <= worker._time(job)["evaluation"] < 0.1
+    assert len(calls) > 10

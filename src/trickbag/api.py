@@ -13,7 +13,7 @@ from trickbag.recipe import Recipe
 from trickbag.recipe import load as load_recipe
 
 if TYPE_CHECKING:
-    from trickbag.data.base import DataSet
+    from trickbag.data.base import DataFacts, DataSet
     from trickbag.engine.run import Run
     from trickbag.engine.train import Status
     from trickbag.plan import Plan
@@ -161,20 +161,39 @@ def _open(
     from trickbag import plan as planning
     from trickbag.data import load
     from trickbag.engine.device import Device
-    from trickbag.engine.run import Run
     from trickbag.errors import DataError
 
-    run = run if isinstance(run, Run) else Run(Path(run))
-    about = run.about()
+    run, trained_on, facts = _identity(run)
     recipe = _changed(run.recipe(), change)
-    loaded = load(DataSpec(**about["data"]) if data is None else _spec(data))
-    if tuple(about["facts"]["classes"]) != loaded.facts.classes:
+    loaded = load(trained_on if data is None else _spec(data))
+    if facts.classes != loaded.facts.classes:
         raise DataError(
             f"the images have classes {', '.join(loaded.facts.classes[:8])}",
             where=loaded.spec.source,
-            expected="the classes of the run: " + ", ".join(about["facts"]["classes"][:8]),
+            expected="the classes of the run: " + ", ".join(facts.classes[:8]),
         )
     return run, planning.compile(recipe, loaded.facts, Device(device).type), loaded
+
+
+def _identity(run: str | Path | Run) -> tuple[Run, DataSpec, DataFacts]:
+    """A run, and the data that it was trained on."""
+    from trickbag.data.base import DataFacts
+    from trickbag.engine.run import Run
+    from trickbag.errors import CheckpointError
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    fix = "copy it from a backup, or delete the run and train it again"
+    try:
+        about = run.about()
+        spec, facts = DataSpec(**about["data"]), DataFacts(**_tuples(about["facts"]))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{run.path / 'run.json'} is damaged", fix=fix) from None
+    if not (run.path / "recipe.yaml").is_file():
+        raise CheckpointError(f"{run.path / 'recipe.yaml'} is missing", fix=fix)
+    if run.result() is None:
+        # An evaluation is kept beside the run: one of half-trained weights would pass for the final one.
+        raise CheckpointError(f"{run.path} is not finished", fix="the command that trained it goes on")
+    return run, spec, facts
 
 
 def _changed(recipe: Recipe, change: Callable[[Recipe], Recipe] | None) -> Recipe:
@@ -230,14 +249,11 @@ def predict(
         Predictions in order, and the names of files that could not be read.
     """
     from trickbag import plan as planning
-    from trickbag.data.base import DataFacts
     from trickbag.data.loose import read_files
     from trickbag.engine.device import Device
     from trickbag.engine.evaluate import load_weights, main_readout, probabilities
-    from trickbag.engine.run import Run
 
-    run = run if isinstance(run, Run) else Run(Path(run))
-    facts = DataFacts(**_tuples(run.about()["facts"]))
+    run, _, facts = _identity(run)
     compiled = planning.compile(_changed(run.recipe(), change), facts, Device(device).type)
     split, bad = read_files([Path(image) for image in images], "gray" if facts.channels == 1 else "rgb")
     if not len(split):

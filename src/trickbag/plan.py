@@ -291,23 +291,24 @@ def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:
             for p in error.problems:
                 fix = p.fix or f"remove it: --without {trick.kind}"
                 yield Problem(p.what, f"trick {trick.kind}", p.expected, fix)
-    model.eval()
+    batch = min(2, plan.recipe.batch_size)  # batch norm cannot train on a single value a channel
     for name, size in {"image_size": plan.recipe.image_size, "eval_size": plan.recipe.evaluation[1]}.items():
-        image = torch.empty(2, plan.facts.channels, size, size, device="meta")
+        model.train(name == "image_size")
+        image = torch.empty(batch, plan.facts.channels, size, size, device="meta")
         try:
             with torch.no_grad():
                 out = model(image)
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             yield Problem(
                 f"model {spec.name} cannot take images of {size} px: {reason}",
                 f"recipe, {name}",
-                fix="choose another size, or a model made for it (`trickbag recipes` shows small ones)",
+                fix="choose another size, a larger batch, or a model made for it (see `trickbag recipes`)",
             )
             return
-        if tuple(out.shape) != (2, plan.facts.num_classes):
-            shape = tuple(out.shape)
+        shape = tuple(getattr(out, "shape", ()))
+        if shape != (batch, plan.facts.num_classes):
             yield Problem(
-                f"model {spec.name} returns {shape}, not (2, {plan.facts.num_classes})", "recipe, model"
+                f"model {spec.name} returns {shape}, not ({batch}, {plan.facts.num_classes})", "recipe, model"
             )
             return

@@ -107,9 +107,16 @@ def recipes(
     if as_json:
         print_json({each: {"digest": r.digest, "title": r.about.title} for each, r in found.items()})
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("recipe", "what it is", "model", "epochs", "size", "tricks", title_justify="left")
+    table = Table(
+        Column("recipe", no_wrap=True),
+        "what it is",
+        Column("model", overflow="fold"),
+        "epochs",
+        "size",
+        "tricks",
+    )
     for each, recipe in found.items():
         size, count = str(recipe.image_size), str(len(recipe.tricks))
         table.add_row(each, recipe.about.title, recipe.model.name, f"{recipe.epochs:g}", size, count)

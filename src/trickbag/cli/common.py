@@ -87,14 +87,31 @@ def read_recipe(
 
 def read_data(text: str, settings: Sequence[str] | None) -> DataSpec:
     """The data that a command line describes."""
-    from trickbag.data import spec
-    from trickbag.errors import UsageError
+    from dataclasses import replace
+
+    from trickbag.data import DataSpec, spec
+    from trickbag.errors import DataError, UsageError, nearest
     from trickbag.recipe.read import yaml_value
 
-    options = {}
+    options, flags = {}, {}
     for setting in split_settings(settings)[1]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"cannot read data.{setting}", where="--set", expected="data.KEY=VALUE")
+        key = key.strip()
+        flags[key] = f"--set data.{setting}"
+        if key not in DataSpec.model_fields:
+            near = nearest(key, DataSpec.model_fields)
+            raise DataError(
+                f"{key or 'data'}: there is no such setting",
+                where=flags[key],
+                expected="settings " + ", ".join(DataSpec.model_fields),
+                fix=f"did you mean data.{near}?" if near else None,
+            )
         options[key] = yaml_value(value)
-    return spec(text, **options)
+    try:
+        return spec(text, **options)
+    except DataError as error:
+        raise DataError(
+            replace(p, where=p.where or flags.get(p.what.partition(":")[0])) for p in error.problems
+        ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from trickbag.cli import catalogue, quickstart, study, train
 
+FILES = 9
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -42,6 +45,9 @@ def main() -> None:
     """Run the command line; a user's mistake gives one message and its own exit code."""
     from trickbag.errors import TrickbagError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except TrickbagError as error:
@@ -52,8 +58,16 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        # What is still in the buffer has no reader: flushing it at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print("  to do: check the path, its permissions and the space left on the disk", file=sys.stderr)
+        sys.exit(FILES)
 
 
 if __name__ == "__main__":

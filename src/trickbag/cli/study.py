@@ -40,13 +40,17 @@ DesignOption = Annotated[str, typer.Option(help="leave-one-out, one-at-a-time or
 SeedsOption = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7).")]
 TieOption = Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Changes that form one factor.")]
 OrderOption = Annotated[str, typer.Option(metavar="A,B,...", help="Order of a ladder's rungs.")]
-DeltaOption = Annotated[float, typer.Option(min=0, help="Effects within this many points count as none.")]
+DeltaOption = Annotated[
+    float, typer.Option(min=0, max=100, help="Effects within this many points count as none.")
+]
 AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Family-wise error rate.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of each run.")]
 OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The study's directory.")]
+
+MOST_SEEDS = 10_000
 
 
 def describe(
@@ -74,6 +78,10 @@ def describe(
         fix = f"did you mean {near}?" if near else None
         raise UsageError(
             f"no design is called {design!r}", where="--design", expected=", ".join(DESIGNS), fix=fix
+        )
+    if order and design != "ladder":
+        raise UsageError(
+            f"a {design} study has no order", where="--order", fix="remove it, or add --design ladder"
         )
     if baseline and candidate and (with_ or without):
         raise UsageError(
@@ -109,6 +117,12 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         seeds = ()
     if "," not in text and len(seeds) == 1:
+        if seeds[0] > MOST_SEEDS:
+            raise UsageError(
+                f"{text} seeds are too many",
+                where="--seeds",
+                expected=f"at most {MOST_SEEDS}, or a list (0,1,7)",
+            )
         seeds = tuple(range(seeds[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UsageError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -26,11 +26,13 @@ from trickbag.cli.common import (
     read_data,
     read_recipe,
     reading,
+    split_settings,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trickbag.api import Prediction
     from trickbag.data.base import DataSet
     from trickbag.engine.train import Status
     from trickbag.plan import Plan
@@ -149,10 +151,14 @@ def _progress(out: Console) -> Iterator[Callable[[Status], None]]:
 
 
 def _show_metrics(out: Console, rows: dict[str, dict[str, float]]) -> None:
+    from rich import box
     from rich.table import Column, Table
 
     names = list(next(iter(rows.values()), {}))
-    table = Table(Column(no_wrap=True), *(name.replace("_", " ") for name in names))
+    columns = (Column(name.replace("_", " "), min_width=6, overflow="fold") for name in names)
+    table = Table(Column(no_wrap=True), *columns, pad_edge=out.width >= 80)
+    if out.width < 80:
+        table.box = box.SIMPLE_HEAD
     for label, metrics in rows.items():
         table.add_row(label, *(f"{metrics[name]:.4f}" for name in names))
     out.print(table)
@@ -181,12 +187,12 @@ def evaluate(
     """Measure a finished run, on its own data or others. Try --with tta_flip, --set eval_size=..."""
     from trickbag import api
     from trickbag.data.base import SPLITS
-    from trickbag.engine.run import Run
     from trickbag.errors import UsageError
 
     if split not in SPLITS:
         raise UsageError(f"there is no split {split!r}", where="--split", expected=", ".join(SPLITS))
-    Run(run).about()
+    if data is None:
+        _refuse_data_settings(set_, fix="name the data: trickbag evaluate RUN DATA --set data....")
     spec = None if data is None else read_data(data, set_)
     found = api.evaluate(run, spec, split=split, change=_change(set_, with_, without, run), device=device)
     if as_json:
@@ -210,32 +216,41 @@ def predict(
 ) -> None:
     """Classify images with a finished run."""
     from trickbag import api
-    from trickbag.engine.run import Run
     from trickbag.errors import DataError, UsageError
 
     for image in images:
         if not image.exists():
             raise UsageError(f"there is no file {image}")
-    Run(run).about()
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        what = "is a folder" if out.is_dir() else "is in a folder that does not exist"
+        raise UsageError(f"{out} {what}", where="--out", expected="a CSV file to write")
+    _refuse_data_settings(set_)
     change = _change(set_, with_, without, run)
     predictions, bad = api.predict(run, images, top=top, change=change, device=device)
     if as_json:
         print_json({"predictions": [vars(p) for p in predictions], "unreadable": bad})
-    else:
-        with open(out, "w", newline="") if out else _stdout() as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["image", *(f"{what}_{k}" for k in range(1, top + 1) for what in ("class", "probability"))]
-            )
-            for p in predictions:
-                pairs = zip(p.classes, p.probabilities, strict=True)
-                writer.writerow([p.name, *(cell for name, value in pairs for cell in (name, f"{value:.6f}"))])
+    if predictions and out is not None:
+        with open(out, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _write_csv(file, predictions)
+    elif predictions and not as_json:
+        _write_csv(sys.stdout, predictions)
     for name in bad:
         print(f"warning: cannot read {name}", file=sys.stderr)
     if not predictions:
         raise DataError("no image could be read", expected="image files, or folders that hold some")
 
 
-@contextmanager
-def _stdout() -> Iterator[Any]:
-    yield sys.stdout
+def _refuse_data_settings(set_: list[str] | None, fix: str | None = None) -> None:
+    from trickbag.errors import UsageError
+
+    if given := split_settings(set_)[1]:
+        raise UsageError("nothing here reads data settings", where=f"--set data.{given[0]}", fix=fix)
+
+
+def _write_csv(file: TextIO, predictions: Sequence[Prediction]) -> None:
+    writer = csv.writer(file)
+    ranks = range(1, len(predictions[0].classes) + 1)
+    writer.writerow(["image", *(f"{what}_{k}" for k in ranks for what in ("class", "probability"))])
+    for p in predictions:
+        pairs = zip(p.classes, p.probabilities, strict=True)
+        writer.writerow([p.name, *(cell for name, value in pairs for cell in (name, f"{value:.6f}"))])

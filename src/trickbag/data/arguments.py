@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ def read_spec(text: str, options: Mapping[str, Any]) -> DataSpec:
     """See :func:`trickbag.data.spec`."""
     options = {name: value for name, value in options.items() if value is not None}
     if Path(text).suffix.lower() in (".yaml", ".yml"):
-        values, origin = _from_file(Path(text).expanduser())
+        values, origin = _from_file(_home(text))
     else:
         values, origin = {"source": text}, {}
     values |= options
@@ -22,10 +23,15 @@ def read_spec(text: str, options: Mapping[str, Any]) -> DataSpec:
     if isinstance(source, str):
         values["source"] = _check_source(source, origin.get(("source",)))
     groups = values.get("groups")
-    if isinstance(groups, str) and Path(groups).expanduser().is_file():
-        values["groups"] = str(Path(groups).expanduser().absolute())
+    if isinstance(groups, str) and _home(groups).is_file():
+        values["groups"] = str(_home(groups).absolute())
     where = {path: line for path, line in origin.items() if path and path[0] not in options}
     return _validate(values, where, text)
+
+
+def _home(text: str) -> Path:
+    """The path, with a leading ``~`` replaced; unlike ``Path.expanduser`` a user that nobody knows stays."""
+    return Path(os.path.expanduser(text))
 
 
 def _check_source(source: str, where: str | None) -> str:
@@ -36,8 +42,8 @@ def _check_source(source: str, where: str | None) -> str:
         if not name:
             raise DataError("torchvision: needs a name", where=where, expected="torchvision:CIFAR10, say")
         return f"torchvision:{name}"
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = _home(source)
+    if not source.strip() or not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         siblings = [name for name in siblings if not name.startswith(".")]
         near = nearest(source, ["digits", *siblings]) or nearest(path.name, siblings)
@@ -63,7 +69,7 @@ def _from_file(path: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], 
         raise DataError("a data file is a mapping", where=f"{path}:1", expected="source: ..., selection: ...")
     source, groups = values.get("source"), values.get("groups")
     if isinstance(source, str) and source != "digits" and not source.lower().startswith("torchvision:"):
-        values["source"] = str(path.parent / Path(source).expanduser())
+        values["source"] = str(path.parent / _home(source))
     if isinstance(groups, str) and (path.parent / groups).is_file():
         values["groups"] = str(path.parent / groups)
     return values, origin

@@ -39,7 +39,7 @@ class DataSpec(BaseModel):
     source: str
     image_column: str | None = None
     label_column: str | None = None
-    pattern: str | None = None
+    pattern: str | None = Field(default=None, min_length=1)
     mode: Literal["rgb", "gray"] | None = None
     groups: str | None = None
     split_seed: int = Field(default=0, ge=0)

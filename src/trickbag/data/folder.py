@@ -147,7 +147,7 @@ def _images(folder: Path, root: Path, pattern: str | None) -> list[str]:
     """Names, relative to ``root``, of the images anywhere below ``folder``."""
     names = []
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -158,6 +158,10 @@ def _images(folder: Path, root: Path, pattern: str | None) -> list[str]:
         prefix = Path(parent).relative_to(root)
         names += [(prefix / f).as_posix() for f in files if _is_image(f, (below / f).as_posix(), pattern)]
     return names
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot read {error.filename}: {error.strerror}", fix="check its permissions")
 
 
 def _is_image(name: str, relative: str, pattern: str | None) -> bool:

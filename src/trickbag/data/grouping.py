@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -132,7 +133,7 @@ def _normal(name: str) -> str:
 
 
 def _find(text: str, root: Path | None) -> Path:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     for candidate in (path, root / path if root else path):
         if candidate.is_file():
             return candidate

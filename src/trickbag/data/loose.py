@@ -25,10 +25,7 @@ def read_files(paths: Sequence[Path], mode: Mode) -> tuple[ImageSplit, list[str]
     """
     found: list[Path] = []
     for path in paths:
-        inside = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        found += inside
+        found += _images(path) if path.is_dir() else [path]
     good, sizes, bad = [], [], []
     for path in found:
         try:
@@ -40,3 +37,11 @@ def read_files(paths: Sequence[Path], mode: Mode) -> tuple[ImageSplit, list[str]
     images = Decoding(Files(tuple(good)), mode, shape, 3 if mode == "rgb" else 1)
     rows = np.arange(len(good))
     return ImageSplit(images, rows, np.zeros_like(rows), tuple(map(str, good)), shape), bad
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )

@@ -191,6 +191,8 @@ def _labels(
     columns: Sequence[pa.ChunkedArray], schema: pa.Schema, label: str, files: Sequence[Path]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     column = pa.chunked_array([chunk for part in columns for chunk in part.cast(columns[0].type).chunks])
+    if not len(column):
+        raise DataError("the table has no rows", where=str(files[0]), expected="a row for each image")
     if column.null_count:
         raise DataError(f"{column.null_count} of {len(column)} labels are missing", where=f"column {label}")
     if pa.types.is_dictionary(column.type):

@@ -52,16 +52,29 @@ def save(
         step: number of updates done.
         tensors: file name (without suffix) -> named tensors.
         state: JSON values.
+
+    Raises:
+        CheckpointError: it cannot be written; older ones are still there.
     """
+    from safetensors import SafetensorError
+
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, named in tensors.items():
-        save_tensors(temporary / f"{name}.safetensors", named)
-        with open(temporary / f"{name}.safetensors", "rb+") as file:
-            os.fsync(file.fileno())
-    write_json(temporary / STATE, {"step": step, "files": sorted(tensors), **state})
+    try:
+        temporary.mkdir(parents=True)
+        for name, named in tensors.items():
+            save_tensors(temporary / f"{name}.safetensors", named)
+            with open(temporary / f"{name}.safetensors", "rb+") as file:
+                os.fsync(file.fileno())
+        write_json(temporary / STATE, {"step": step, "files": sorted(tensors), **state})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write a checkpoint: {error}",
+            where=str(folder),
+            fix="make room; the same command goes on from the last checkpoint",
+        ) from None
     if final.exists():
         shutil.rmtree(final)
     os.rename(temporary, final)

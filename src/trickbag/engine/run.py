@@ -143,11 +143,14 @@ class Run:
         """Add a row to ``metrics.jsonl``."""
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def truncate_metrics(self, size: int) -> None:
-        """Cut ``metrics.jsonl`` back to what it held when a checkpoint was written."""
+        """Cut ``metrics.jsonl`` back to what it held when a checkpoint was written, and to whole lines."""
         if self.metrics_file.exists():
-            os.truncate(self.metrics_file, size)
+            with open(self.metrics_file, "rb+") as file:
+                file.truncate(file.read(size).rfind(b"\n") + 1)
 
     def metrics_size(self) -> int:
         """Bytes in ``metrics.jsonl``."""

@@ -93,7 +93,8 @@ def train(
     device = device or Device()
     run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, device.type))
     if device.rank > 0:
-        _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
+        if run.result() is None:
+            _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
         return run
     with run.lock():
         if run.result() is None:
@@ -106,9 +107,9 @@ def train(
 def evaluation_steps(plan: Plan) -> frozenset[int]:
     """The numbers of updates after which the selection split is evaluated; the last is one of them."""
     timeline = plan.timeline
-    every = plan.recipe.evaluate_every * timeline.steps_per_epoch
+    every = max(1.0, plan.recipe.evaluate_every * timeline.steps_per_epoch)
     count = math.floor(timeline.steps / every)
-    return frozenset({max(1, round(every * k)) for k in range(1, count + 1)} | {timeline.steps})
+    return frozenset({round(every * k) for k in range(1, count + 1)} | {timeline.steps})
 
 
 def _train(

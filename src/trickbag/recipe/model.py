@@ -12,8 +12,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from trickbag.errors import Problem, RecipeError, nearest
 from trickbag.tricks.base import Bag, Trick
 
+MAX_SIDE = 2**16
+"""Longest side of an image, in pixels."""
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Scalar = bool | int | float | str
+SCALAR_NAMES = tuple((kind.__name__,) for kind in (bool, int, float, str))
+"""What pydantic appends to the path of a value that is none of these."""
 
 
 class Frozen(BaseModel):
@@ -90,7 +94,7 @@ def read_bag(value: Mapping[str, Any]) -> tuple[Bag, list[tuple[tuple[str | int,
             problems.append(((kind,), problem))
             continue
         try:
-            tricks.append(trick(**(settings or {})))
+            tricks.append(trick(**{str(name): value for name, value in (settings or {}).items()}))
         except ValidationError as error:
             problems += [((kind, *path), problem) for path, problem in explain(error, trick, kind)]
     return Bag(tricks), problems
@@ -106,8 +110,15 @@ def explain(
 ) -> list[tuple[tuple[str | int, ...], Problem]]:
     """Turn a pydantic ``ValidationError`` into problems with their paths and nearest-name suggestions."""
     found = []
+    scalars: set[tuple[str | int, ...]] = set()
     for item in error.errors():
         path = tuple(item["loc"])
+        if path[-1:] in SCALAR_NAMES:
+            if path[:-1] in scalars:
+                continue
+            path = path[:-1]
+            scalars.add(path)
+            item = item | {"type": "scalar", "msg": "a number, a text, true or false"}
         name = ".".join(map(str, (*((prefix,) if prefix else ()), *path)))
         if item["type"] == "extra_forbidden":
             owner = _owner(model, path)
@@ -159,11 +170,11 @@ class Recipe(Frozen):
 
     task: Literal["classification"] = "classification"
     model: Annotated[ModelSpec, BeforeValidator(_model)]
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=1e6)
     batch_size: int = Field(ge=1)
-    image_size: int = Field(ge=1)
-    eval_size: int | None = Field(default=None, ge=1)
-    eval_resize: int | None = Field(default=None, ge=1)
+    image_size: int = Field(ge=1, le=MAX_SIDE)
+    eval_size: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    eval_resize: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     interpolation: Interpolation = "bilinear"
     evaluate_every: float = Field(default=1, gt=0)
     tricks: Annotated[Bag, PlainValidator(_bag), PlainSerializer(_dump)] = Bag()

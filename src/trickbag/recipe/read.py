@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -33,9 +34,10 @@ class Draft:
     def put(self, path: Path_, value: Any, where: str) -> None:
         """Set one value, making the mappings on the way."""
         target: dict[Any, Any] = self.values
-        for part in path[:-1]:
+        for depth, part in enumerate(path[:-1], 1):
             if not isinstance(target.get(part), dict):
                 target[part] = {}
+                self.origin[path[:depth]] = where
             target = target[part]
         if isinstance(value, Mapping) and isinstance(target.get(path[-1]), dict):
             for key, inner in value.items():
@@ -105,11 +107,13 @@ def load(
     draft = _draft(name, ())
     for kind in without:
         draft.drop(kind, f"--without {kind}")
-    for text in with_:
-        kind, settings = _trick_text(text)
-        _put_trick(draft, kind, settings, f"--with {text}")
+    added = [(*_trick_text(text), f"--with {text}") for text in with_]
+    _put_tricks(draft, added)
     for text in set_:
         path, value = _assignment(text)
+        if path == ("model",) and isinstance(value, str):
+            draft.values.pop("model", None)
+            value = {"name": value}
         draft.put(path, value, f"--set {text}")
     return draft.finish(str(name))
 
@@ -144,7 +148,7 @@ def yaml_value(text: str) -> Any:
 
     try:
         return YAML(typ="safe").load(text)
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -156,6 +160,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Path_, str]]:
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -164,27 +169,36 @@ def read_yaml(path: Path) -> tuple[Any, dict[Path_, str]]:
         raise RecipeError(f"cannot read {path}: {reason}", fix="check the path") from None
     try:
         tree = YAML(typ="rt").load(text)
+        origin = {position: f"{path}:{line}" for position, line in _lines(tree, (), 1)}
+        return _plain(tree), origin
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"not valid YAML: character {chr(error.character)!r} is not allowed"
+        raise RecipeError(what, where=f"{path}:{line}", expected="YAML 1.2") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(
             f"not valid YAML: {error.problem or error.context}", where=f"{path}:{line}", expected="YAML 1.2"
         ) from None
-    except YAMLError as error:
-        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from None
-    origin = {position: f"{path}:{line}" for position, line in _lines(tree, ())}
-    return _plain(tree), origin
+    except (YAMLError, ValueError) as error:
+        raise RecipeError(f"not valid YAML: {error}", where=str(path), expected="YAML 1.2") from None
+    except RecursionError:
+        raise RecipeError("the values are nested too deeply", where=str(path)) from None
 
 
-def _lines(node: Any, path: Path_) -> Iterator[tuple[Path_, int]]:
+def _lines(node: Any, path: Path_, line: int) -> Iterator[tuple[Path_, int]]:
+    """Path and line of every value; one that an anchor brought has the line of what holds it."""
+    keyed: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, Mapping):
-        for key, value in node.items():
-            position = node.lc.key(key)  # type: ignore[attr-defined]
-            yield (*path, key), position[0] + 1
-            yield from _lines(value, (*path, key))
+        keyed = node.items()
     elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield (*path, index), node.lc.item(index)[0] + 1  # type: ignore[attr-defined]
-            yield from _lines(value, (*path, index))
+        keyed = enumerate(node)
+    for key, value in keyed:
+        known = (getattr(getattr(node, "lc", None), "data", None) or {}).get(key)
+        at = known[0] + 1 if known else line
+        inner = (*path, key if isinstance(node, list) else str(key))
+        yield inner, at
+        yield from _lines(value, inner, at)
 
 
 def _plain(node: Any) -> Any:
@@ -225,8 +239,7 @@ def _draft(
         draft.drop(str(kind), origin.get(("without", index), origin.get(("without",), str(path))))
     tricks = raw.pop("tricks", None)
     if isinstance(tricks, dict):
-        for kind, settings in tricks.items():
-            _put_trick(draft, kind, {} if settings is None else settings, origin[("tricks", kind)])
+        _put_tricks(draft, [(kind, settings, origin[("tricks", kind)]) for kind, settings in tricks.items()])
     elif tricks is not None:
         draft.put(("tricks",), tricks, origin[("tricks",)])
     for key, value in raw.items():
@@ -244,7 +257,7 @@ def _draft(
 def _locate(name: str, where: str | None, base: Path | None) -> Path:
     if name in published():
         return published()[name]
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     for candidate in ([base / path] if base is not None else []) + [path]:
         if candidate.is_file():
             return candidate.resolve()
@@ -253,19 +266,24 @@ def _locate(name: str, where: str | None, base: Path | None) -> Path:
     raise RecipeError(f"no recipe is called {name!r}, and no such file", where=where, fix=fix)
 
 
-def _put_trick(draft: Draft, kind: str, settings: Any, where: str) -> None:
-    """Add a trick to a draft: it replaces one in the same slot and is merged into one of its own kind."""
+def _put_tricks(draft: Draft, added: Sequence[tuple[str, Any, str]]) -> None:
+    """Add ``(kind, settings, where)``: each is merged into one of its kind, or replaces one in its slot.
+
+    Two that are added together and share a slot both stay, for the plan to refuse.
+    """
     from trickbag.tricks import catalogue
 
-    tricks = draft.values.setdefault("tricks", {})
     known = catalogue()
-    slot = known[kind].slot if kind in known else None
-    if slot and isinstance(tricks, dict):
-        for other in [o for o in tricks if o != kind and o in known and known[o].slot == slot]:
+    kinds = {kind for kind, _, _ in added}
+    slots = {known[kind].slot for kind in kinds if kind in known} - {None}
+    tricks = draft.values.setdefault("tricks", {})
+    if isinstance(tricks, dict):
+        for other in [o for o in tricks if o not in kinds and o in known and known[o].slot in slots]:
             del tricks[other]
-    if isinstance(tricks, dict) and tricks.get(kind, 0) is None:
-        tricks[kind] = {}
-    draft.put(("tricks", kind), settings, where)
+    for kind, settings, where in added:
+        if isinstance(tricks, dict) and tricks.get(kind, 0) is None:
+            tricks[kind] = {}
+        draft.put(("tricks", kind), {} if settings is None else settings, where)
 
 
 def _trick_text(text: str) -> tuple[str, dict[str, Any]]:
@@ -285,7 +303,8 @@ def _assignment(text: str) -> tuple[Path_, Any]:
     path = tuple(key.strip().split("."))
     from trickbag.tricks import catalogue
 
-    if path[0] in catalogue():
+    kind = path[0]
+    if kind in catalogue():
         path = ("tricks", *path)
     elif path[0] not in Recipe.model_fields:
         near = nearest(path[0], [*Recipe.model_fields, *catalogue()])
@@ -295,4 +314,12 @@ def _assignment(text: str) -> tuple[Path_, Any]:
             expected="a recipe's field or TRICK.setting",
             fix=f"did you mean {near}?" if near else None,
         )
-    return path, yaml_value(value)
+    found = yaml_value(value)
+    if found is None and path == ("tricks", kind):
+        raise RecipeError(
+            f"{kind}: there are no settings",
+            where=f"--set {text}",
+            expected=f"--set {kind}.SETTING=VALUE",
+            fix=f"--without {kind} takes it out, --with {kind} puts it in",
+        )
+    return path, found

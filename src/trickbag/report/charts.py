@@ -4,119 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from trickbag.report.content import ArmResult, ReportData, cost_multiple, duration, interval, points
+from trickbag.report import svg
+from trickbag.report.content import ArmResult, ReportData, duration, interval, points
+from trickbag.report.wording import cost_multiple
 from trickbag.study.statistics import Effect
 
 WIDE, NARROW = 940, 350
 HIGHLIGHTS = 8
 _POINTS_A_LINE = 150
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Linear map from ``[low, high]`` in data to ``[start, end]`` in pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """Where ``value`` lies, in pixels."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """About ``count`` round numbers from ``low`` to ``high``."""
-    rough = max(high - low, 1e-9) / max(1, count)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _number(value: float, all_ticks: Sequence[float], signed: bool = False) -> str:
-    step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else 1.0
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return points(value, digits) if signed else f"{value:.{digits}f}"
-
-
-def tag(name: str, *children: Any, **attributes: Any) -> Markup:
-    """An SVG element; ``class_`` and ``stroke_width`` become ``class`` and ``stroke-width``."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(
-            key.rstrip("_").replace("_", "-"), f"{value:.5g}" if isinstance(value, float) else value
-        )
-        for key, value in attributes.items()
-        if value is not None
-    )
-    return Markup("<{}{}>{}</{}>").format(
-        Markup(name), written, Markup("").join(map(escape, children)), Markup(name)
-    )
-
-
-def _svg(width: float, height: float, label: str, children: Iterable[Any], kind: str) -> Markup:
-    return tag(
-        "svg",
-        *children,
-        class_=f"chart {kind}",
-        viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
-        aria_label=label,
-    )
-
-
-def _text(x: float, y: float, content: str, class_: str = "", anchor: str | None = None) -> Markup:
-    return tag("text", content, x=x, y=y, class_=class_ or None, text_anchor=anchor)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str, *children: Any) -> Markup:
-    return tag("line", *children, x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
-
-
-def _fit(text: str, width: float, size: float = 14) -> str:
-    room = max(4, int(width / (size * 0.56)))
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
-
-
-def _lines(text: str, width: float, size: float = 14, most: int = 2) -> list[str]:
-    """Break a label into at most ``most`` lines; the last one is cut if need be."""
-    room = max(4, int(width / (size * 0.56)))
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > room and len(lines) < most:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return [_fit(line, width, size) for line in lines]
-
-
-def _label(x: float, y: float, text: str, width: float, class_: str = "label", most: int = 2) -> Markup:
-    """A label centered on ``y``, with its full text as tooltip."""
-    lines = _lines(text, width, most=most)
-    top = y + 5 - 8.5 * (len(lines) - 1)
-    spans = [tag("tspan", line, x=x, y=top + 17 * i) for i, line in enumerate(lines)]
-    return tag("text", tag("title", text), *spans, class_=class_)
-
-
-def glyph(verdict: str, x: float, y: float, size: float, *children: Any) -> Markup:
-    """Mark of a verdict: its shape says what its color says."""
-    s = size
-    shapes = {
-        "helps": f"M{x:.2f} {y - s:.2f}l{s:.2f} {1.8 * s:.2f}h{-2 * s:.2f}z",
-        "hurts": f"M{x:.2f} {y + s:.2f}l{s:.2f} {-1.8 * s:.2f}h{-2 * s:.2f}z",
-        "equivalent": f"M{x - s * 0.8:.2f} {y - s * 0.8:.2f}h{1.6 * s:.2f}v{1.6 * s:.2f}h{-1.6 * s:.2f}z",
-    }
-    if verdict in shapes:
-        return tag("path", *children, d=shapes[verdict], class_=f"mark {verdict}")
-    return tag("circle", *children, cx=x, cy=y, r=s * 0.85, class_="mark undetected")
 
 
 def forest(data: ReportData, width: int) -> Markup:
@@ -131,7 +31,7 @@ def forest(data: ReportData, width: int) -> Markup:
         reach += [v for v in (e.estimate, e.low, e.high) if v is not None]
     low, high = min(reach), max(reach)
     pad = 0.14 * max(high - low, 0.1)
-    x = Scale(low - pad, high + pad, left, right)
+    x = svg.Scale(low - pad, high + pad, left, right)
     strips = (
         [(top, bottom)] if wide else [(top + row * i + 48, top + row * i + 74) for i in range(len(effects))]
     )
@@ -140,32 +40,32 @@ def forest(data: ReportData, width: int) -> Markup:
         if data.delta > 0:
             width_ = x(data.delta) - x(-data.delta)
             marks.append(
-                tag("rect", x=x(-data.delta), y=start, width=width_, height=end - start, class_="band")
+                svg.tag("rect", x=x(-data.delta), y=start, width=width_, height=end - start, class_="band")
             )
-        marks.append(_line(x(0), start, x(0), end, "zero"))
+        marks.append(svg.line(x(0), start, x(0), end, "zero"))
     if data.delta > 0 and wide:
-        marks.append(_text(x(0), top - 8, f"±{data.delta:g}", "note", "middle"))
+        marks.append(svg.words(x(0), top - 8, f"±{data.delta:g}", "note", "middle"))
     if wide:
         marks += [
-            _text(0, 20, "Factor", "head"),
-            _text(650, 20, "Effect and interval", "head"),
-            _text(width, 20, "Verdict", "head", "end"),
+            svg.words(0, 20, "Factor", "head"),
+            svg.words(650, 20, "Effect and interval", "head"),
+            svg.words(width, 20, "Verdict", "head", "end"),
         ]
     for i, effect in enumerate(effects):
         y = top + row * i
-        marks.append(_line(0, y, width, y, "rule"))
+        marks.append(svg.line(0, y, width, y, "rule"))
         marks += _forest_row(data, effect, x, y, row, width, wide)
     center = bottom + 40
-    marks.append(_text((left + right) / 2, center, f"points of {data.metric}", "note", "middle"))
-    marks.append(_text(left, center, "◂ hurts", "note"))
-    marks.append(_text(right, center, "helps ▸", "note", "end"))
-    return _svg(
+    marks.append(svg.words((left + right) / 2, center, f"points of {data.metric}", "note", "middle"))
+    marks.append(svg.words(left, center, "◂ hurts", "note"))
+    marks.append(svg.words(right, center, "helps ▸", "note", "end"))
+    return svg.svg(
         width, bottom + 50, "Effect of each factor with its intervals", marks, "wide" if wide else "narrow"
     )
 
 
 def _forest_row(
-    data: ReportData, e: Effect, x: Scale, top: float, row: float, width: float, wide: bool
+    data: ReportData, e: Effect, x: svg.Scale, top: float, row: float, width: float, wide: bool
 ) -> list[Markup]:
     label = data.label(e.factor)
     known = "no interval" if e.low is None else interval(e.low, e.high)
@@ -173,24 +73,24 @@ def _forest_row(
     y = top + row / 2 if wide else top + 61
     if wide:
         marks = [
-            _label(0, y, label, 240),
-            _text(650, y + 5, numbers, "number"),
-            _text(width, y + 5, e.verdict, f"verdict {e.verdict}", "end"),
+            svg.label(0, y, label, 240),
+            svg.words(650, y + 5, numbers, "number"),
+            svg.words(width, y + 5, e.verdict, f"verdict {e.verdict}", "end"),
         ]
     else:
         marks = [
-            _label(0, top + 19, label, width - 100, most=1),
-            _text(width, top + 24, e.verdict, f"verdict {e.verdict}", "end"),
-            _text(0, top + 43, numbers, "number"),
+            svg.label(0, top + 19, label, width - 100, most=1),
+            svg.words(width, top + 24, e.verdict, f"verdict {e.verdict}", "end"),
+            svg.words(0, top + 43, numbers, "number"),
         ]
     if e.estimate is None:
         return marks
-    title = tag("title", f"{label}: {numbers}, {e.verdict}{f' ({e.note})' if e.note else ''}")
+    title = svg.tag("title", f"{label}: {numbers}, {e.verdict}{f' ({e.note})' if e.note else ''}")
     if e.low is not None and e.high is not None:
         wide_low, wide_high = e.low_simultaneous, e.high_simultaneous
         if wide_low is not None and wide_high is not None:
             start, end = max(x(wide_low), x.start), min(x(wide_high), x.end)
-            marks.append(_line(start, y, end, y, f"thin {e.verdict}"))
+            marks.append(svg.line(start, y, end, y, f"thin {e.verdict}"))
             for at, cut in ((start, wide_low < x.low), (end, wide_high > x.high)):
                 sign = -1 if at == start else 1
                 path = (
@@ -198,20 +98,20 @@ def _forest_row(
                     if cut
                     else f"M{at:.2f} {y - 4:.2f}v8"
                 )
-                marks.append(tag("path", d=path, class_=f"thin {e.verdict}"))
-        marks.append(_line(x(e.low), y, x(e.high), y, f"thick {e.verdict}"))
-    marks.append(glyph(e.verdict, x(e.estimate), y, 7.5, title))
+                marks.append(svg.tag("path", d=path, class_=f"thin {e.verdict}"))
+        marks.append(svg.line(x(e.low), y, x(e.high), y, f"thick {e.verdict}"))
+    marks.append(svg.glyph(e.verdict, x(e.estimate), y, 7.5, title))
     return marks
 
 
 def _x_axis(
-    x: Scale, strips: Sequence[tuple[float, float]], bottom: float, count: int, signed: bool = False
+    x: svg.Scale, strips: Sequence[tuple[float, float]], bottom: float, count: int, signed: bool = False
 ) -> list[Markup]:
     """Axis at ``bottom`` with grid lines in the strips ``(top, bottom)`` only, clear of text between them."""
-    at = ticks(x.low, x.high, count)
-    marks = [_line(x(t), start, x(t), end, "grid") for t in at for start, end in strips]
-    marks += [_text(x(t), bottom + 18, _number(t, at, signed), "tick", "middle") for t in at]
-    return [*marks, _line(x.start, bottom, x.end, bottom, "axis")]
+    at = svg.ticks(x.low, x.high, count)
+    marks = [svg.line(x(t), start, x(t), end, "grid") for t in at for start, end in strips]
+    marks += [svg.words(x(t), bottom + 18, svg.number(t, at, signed), "tick", "middle") for t in at]
+    return [*marks, svg.line(x.start, bottom, x.end, bottom, "axis")]
 
 
 def ordered_arms(data: ReportData) -> list[ArmResult]:
@@ -240,13 +140,13 @@ def ladder(data: ReportData, width: int) -> Markup | None:
     bottom = top + row * len(arms)
     low, high = min(values), max(values)
     pad = max(high - low, 0.5)
-    x = Scale(max(0.0, low - 0.25 * pad), high + 0.06 * pad, left, right)
+    x = svg.Scale(max(0.0, low - 0.25 * pad), high + 0.06 * pad, left, right)
     strips = [(top, bottom)] if wide else [(top + row * i + 22, top + row * i + 47) for i in range(len(arms))]
     marks = _x_axis(x, strips, bottom, 6 if wide else 4)
     if wide:
-        marks.append(_text(left, 20, f"Mean {data.metric} and each seed", "head"))
+        marks.append(svg.words(left, 20, f"Mean {data.metric} and each seed", "head"))
         if dearest:
-            marks.append(_text(768, 20, "Time of a run", "head"))
+            marks.append(svg.words(768, 20, "Time of a run", "head"))
     reference = data.arm(data.candidate if data.design == "leave-one-out" else data.baseline)
     for i, arm in enumerate(arms):
         y = top + row * i
@@ -260,33 +160,41 @@ def ladder(data: ReportData, width: int) -> Markup | None:
             cost = f"×{multiple:.2f} · {duration(arm.seconds)}"
             thick = 16 if wide else 8
             marks.append(
-                tag("rect", tag("title", cost), x=start, y=y, width=length, height=thick, class_="cost")
+                svg.tag(
+                    "rect", svg.tag("title", cost), x=start, y=y, width=length, height=thick, class_="cost"
+                )
             )
-            marks.append(_text(start + length + 7, y + thick / 2 + 4.5, cost, "note"))
+            marks.append(svg.words(start + length + 7, y + thick / 2 + 4.5, cost, "note"))
     if reference is not None and reference.mean is not None:
         marks += [
-            _line(x(reference.mean), start, x(reference.mean), end, "reference") for start, end in strips
+            svg.line(x(reference.mean), start, x(reference.mean), end, "reference") for start, end in strips
         ]
     marks.append(
-        _text((left + right) / 2, bottom + 38, f"{data.metric} on the selection split, %", "note", "middle")
+        svg.words(
+            (left + right) / 2, bottom + 38, f"{data.metric} on the selection split, %", "note", "middle"
+        )
     )
     kind = "wide" if wide else "narrow"
-    return _svg(width, bottom + 48, "Mean of each arm with its seeds and its cost", marks, kind)
+    return svg.svg(width, bottom + 48, "Mean of each arm with its seeds and its cost", marks, kind)
 
 
-def _ladder_row(arm: ArmResult, x: Scale, top: float, width: float, wide: bool, kind: str) -> list[Markup]:
+def _ladder_row(
+    arm: ArmResult, x: svg.Scale, top: float, width: float, wide: bool, kind: str
+) -> list[Markup]:
     y, height = (top + 8, 22) if wide else (top + 27, 15)
     if wide:
-        marks = [_label(0, y + height / 2, arm.label, 240)]
+        marks = [svg.label(0, y + height / 2, arm.label, 240)]
     else:
-        marks = [_label(0, top + 13, arm.label, width - 70, most=1)]
+        marks = [svg.label(0, top + 13, arm.label, width - 70, most=1)]
     if arm.mean is None:
         said = ", ".join(sorted({r.status for r in arm.runs})) or "not run"
-        return [*marks, _text(x.start + 6, y + height / 2 + 5, f"no value: {said}", "note")]
+        return [*marks, svg.words(x.start + 6, y + height / 2 + 5, f"no value: {said}", "note")]
     mean = f"{arm.mean:.2f}"
-    title = tag("title", f"{arm.label}: mean {mean} over {len(arm.values)} seeds")
+    title = svg.tag("title", f"{arm.label}: mean {mean} over {len(arm.values)} seeds")
     marks.append(
-        tag("rect", title, x=x.start, y=y, width=x(arm.mean) - x.start, height=height, class_=f"bar {kind}")
+        svg.tag(
+            "rect", title, x=x.start, y=y, width=x(arm.mean) - x.start, height=height, class_=f"bar {kind}"
+        )
     )
     lost = len(arm.runs) - len(arm.values)
     shown = f"{mean}{f' · {lost} lost' if lost and wide else ''}"
@@ -295,10 +203,10 @@ def _ladder_row(arm: ArmResult, x: Scale, top: float, width: float, wide: bool, 
         if wide
         else (width, top + 18, shown, "number", "end")
     )
-    marks.append(_text(*place))
+    marks.append(svg.words(*place))
     for seed, value in arm.values.items():
-        tip = tag("title", f"{arm.label}, seed {seed}: {value:.2f}")
-        marks.append(tag("circle", tip, cx=x(value), cy=y + height / 2, r=4.2, class_="seed"))
+        tip = svg.tag("title", f"{arm.label}, seed {seed}: {value:.2f}")
+        marks.append(svg.tag("circle", tip, cx=x(value), cy=y + height / 2, r=4.2, class_="seed"))
     return marks
 
 
@@ -334,25 +242,25 @@ def _slope(
     width, height, left, right, top, bottom = 200, 170, 62, 176, 12, 138
     ends = [v for _, a, b in lines for v in (a, b)]
     middle = (min(ends) + max(ends)) / 2
-    y = Scale(middle - 0.55 * span, middle + 0.55 * span, bottom, top)
-    at = ticks(y.low, y.high, 4)
-    marks = [_line(left - 14, y(t), right + 14, y(t), "grid") for t in at]
-    marks += [_text(left - 20, y(t) + 4, _number(t, at), "tick", "end") for t in at]
+    y = svg.Scale(middle - 0.55 * span, middle + 0.55 * span, bottom, top)
+    at = svg.ticks(y.low, y.high, 4)
+    marks = [svg.line(left - 14, y(t), right + 14, y(t), "grid") for t in at]
+    marks += [svg.words(left - 20, y(t) + 4, svg.number(t, at), "tick", "end") for t in at]
     for seed, a, b in lines:
         kind = "helps" if b > a else "hurts" if b < a else "undetected"
-        tip = tag("title", f"seed {seed}: {a:.2f} → {b:.2f} ({points(b - a)})")
+        tip = svg.tag("title", f"seed {seed}: {a:.2f} → {b:.2f} ({points(b - a)})")
         marks.append(
-            tag(
+            svg.tag(
                 "g",
                 tip,
-                _line(left, y(a), right, y(b), f"slope {kind}"),
-                tag("circle", cx=left, cy=y(a), r=3.4, class_=f"end {kind}"),
-                tag("circle", cx=right, cy=y(b), r=3.4, class_=f"end {kind}"),
+                svg.line(left, y(a), right, y(b), f"slope {kind}"),
+                svg.tag("circle", cx=left, cy=y(a), r=3.4, class_=f"end {kind}"),
+                svg.tag("circle", cx=right, cy=y(b), r=3.4, class_=f"end {kind}"),
             )
         )
-    marks.append(_text(left, height - 14, "without", "tick", "middle"))
-    marks.append(_text(right, height - 14, "with", "tick", "middle"))
-    return _svg(
+    marks.append(svg.words(left, height - 14, "without", "tick", "middle"))
+    marks.append(svg.words(right, height - 14, "with", "tick", "middle"))
+    return svg.svg(
         width, height, f"{data.label(effect.factor)}: value without and with it, by seed", marks, "small"
     )
 
@@ -379,14 +287,14 @@ def curves(data: ReportData, width: int) -> Markup | None:
     late = [v for e, v in everything if e >= 0.4 * last]
     low, high = min(late), max(late)
     pad = 0.08 * max(high - low, 0.5)
-    x = Scale(min(0.0, min(e for e, _ in everything)), last, left, right)
-    y = Scale(low - pad, high + pad, bottom, top)
+    x = svg.Scale(min(0.0, min(e for e, _ in everything)), last, left, right)
+    y = svg.Scale(low - pad, high + pad, bottom, top)
     clip = f"clip-{width}"
-    area = tag("rect", x=left, y=top, width=right - left, height=bottom - top)
-    marks = [tag("clipPath", area, id=clip), *_x_axis(x, [], bottom, 8 if wide else 5)]
-    at = ticks(y.low, y.high, 6)
-    marks += [_line(left, y(t), right, y(t), "grid") for t in at]
-    marks += [_text(left - 8, y(t) + 4, _number(t, at), "tick", "end") for t in at]
+    area = svg.tag("rect", x=left, y=top, width=right - left, height=bottom - top)
+    marks = [svg.tag("clipPath", area, id=clip), *_x_axis(x, [], bottom, 8 if wide else 5)]
+    at = svg.ticks(y.low, y.high, 6)
+    marks += [svg.line(left, y(t), right, y(t), "grid") for t in at]
+    marks += [svg.words(left - 8, y(t) + 4, svg.number(t, at), "tick", "end") for t in at]
     colored = highlighted(data)
     quiet = [a for a in drawn if a not in colored]
     lines: list[Markup] = []
@@ -399,9 +307,9 @@ def curves(data: ReportData, width: int) -> Markup | None:
                 if r.curve
             ]
         lines.append(_path(_mean_curve(arm), x, y, style, f"{arm.label}, mean"))
-    marks.append(tag("g", *lines, clip_path=f"url(#{clip})"))
-    marks.append(_text((left + right) / 2, height - 8, "epoch", "note", "middle"))
-    return _svg(width, height, f"{data.metric} by epoch", marks, "wide" if wide else "narrow")
+    marks.append(svg.tag("g", *lines, clip_path=f"url(#{clip})"))
+    marks.append(svg.words((left + right) / 2, height - 8, "epoch", "note", "middle"))
+    return svg.svg(width, height, f"{data.metric} by epoch", marks, "wide" if wide else "narrow")
 
 
 def _clean(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -418,9 +326,11 @@ def _mean_curve(arm: ArmResult) -> list[tuple[float, float]]:
     return [(e, fmean(v)) for e, v in sorted(at.items()) if len(v) == len(runs)]
 
 
-def _path(curve: Sequence[tuple[float, float]], x: Scale, y: Scale, class_: str, title: str) -> Markup:
+def _path(
+    curve: Sequence[tuple[float, float]], x: svg.Scale, y: svg.Scale, class_: str, title: str
+) -> Markup:
     clean = _clean(curve)
     step = max(1, math.ceil(len(clean) / _POINTS_A_LINE))
     kept = clean[::-1][::step][::-1]
     d = "M" + "L".join(f"{x(e):.1f} {y(v):.1f}" for e, v in kept) if kept else ""
-    return tag("path", tag("title", title), d=d, class_=class_)
+    return svg.tag("path", svg.tag("title", title), d=d, class_=class_)

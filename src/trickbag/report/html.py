@@ -6,18 +6,16 @@ import re
 from statistics import fmean, stdev
 from typing import Any
 
-from trickbag.report import charts
+from trickbag.report import charts, svg
 from trickbag.report.content import (
     ArmResult,
     ReportData,
-    cost_multiple,
     duration,
     interval,
-    methods,
     p_value,
     points,
-    verdict,
 )
+from trickbag.report.wording import cost_multiple, methods, verdict
 
 LADDER_TITLES = {
     "ladder": "The ladder: one factor after another",
@@ -46,7 +44,7 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"points": points, "tight": _tight, "p_value": p_value, "duration": duration}
-    environment.globals |= {"interval": interval, "glyph": charts.glyph}
+    environment.globals |= {"interval": interval, "glyph": svg.glyph}
     highlighted = charts.highlighted(data)
     return environment.get_template("report.html").render(
         data=data,

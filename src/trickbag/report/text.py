@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trickbag.report.content import ReportData, interval, p_value, points, verdict
+from trickbag.report.content import ReportData, interval, p_value, points
+from trickbag.report.wording import verdict
 from trickbag.study.statistics import Effect
 
 if TYPE_CHECKING:

@@ -122,12 +122,13 @@ def _confirmation(conduct: Conduct, metric: str) -> Confirmation | None:
         return {seed: POINTS * metrics[metric] for seed, metrics in found.items() if metrics}
 
     baseline, candidate = values(BASELINE), values(CANDIDATE)
+    paired_seeds = baseline.keys() & candidate.keys()
     effect = paired(baseline, candidate, conduct.spec.alpha) if baseline and candidate else None
     if effect is None or effect.estimate is None:
         return None
     return Confirmation(
-        baseline=_mean(baseline),
-        candidate=_mean(candidate),
+        baseline=_mean({seed: baseline[seed] for seed in paired_seeds}),
+        candidate=_mean({seed: candidate[seed] for seed in paired_seeds}),
         difference=effect.estimate,
         low=effect.low,
         high=effect.high,
@@ -163,7 +164,7 @@ def _figures(conduct: Conduct, arms: list[ArmResult]) -> dict[str, float | int |
 
 def _provenance(conduct: Conduct, workers: int | None) -> dict[str, Any]:
     facts = conduct.data.facts
-    return {
+    known = {
         "code": code_version(),
         "data": facts.name,
         "data fingerprint": facts.fingerprint,
@@ -177,3 +178,4 @@ def _provenance(conduct: Conduct, workers: int | None) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "command": " ".join(["trickbag", *sys.argv[1:]]),
     }
+    return {name: value for name, value in known.items() if value is not None}

@@ -224,16 +224,17 @@ class Conduct:
         with self._alone():
             if not executor.run(self.pending(threads), hear):
                 return False
-            return executor.run(self._confirmation(threads), listen)
+            return executor.run(self._confirmation(threads), hear)
 
     def _confirmation(self, threads: int) -> list[Job]:
         jobs = []
+        pairs = [seed for seed in self.spec.seeds if self.read(BASELINE, seed) and self.read(CANDIDATE, seed)]
         for training in self.trainings:
-            for seed in self.spec.seeds:
+            for seed in pairs:
                 arms = [
                     arm
                     for arm in (BASELINE, CANDIDATE)
-                    if arm in training.arms and self.read(arm, seed) and not self.read(arm, seed, "test")
+                    if arm in training.arms and not self.read(arm, seed, "test")
                 ]
                 if arms:
                     jobs.append(replace(self.job(training, seed, threads=threads, arms=arms), split="test"))

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -97,7 +97,8 @@ class LocalExecutor:
     @staticmethod
     def _signal(one: _Active, number: int) -> None:
         if one.process.pid is not None and one.process.exitcode is None:
-            os.kill(one.process.pid, number)
+            with suppress(ProcessLookupError):  # it may have ended since
+                os.kill(one.process.pid, number)
 
     @staticmethod
     def _listen(one: _Active, on_event: Callable[[Event], None]) -> None:
@@ -120,6 +121,8 @@ class LocalExecutor:
         kind, detail = one.last or ("crashed", _cause(one.process.exitcode))
         if kind == "stopped" and not interrupted:
             kind, detail = "crashed", "stopped by a signal from elsewhere"
+        elif kind == "crashed" and interrupted:
+            kind, detail = "stopped", None
         if kind == "crashed" and one.job.attempt + 1 < self.attempts:
             on_event(Event("retried", one.job, detail))
             return replace(one.job, attempt=one.job.attempt + 1)

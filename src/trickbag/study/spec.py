@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trickbag.data.base import DataSpec
 from trickbag.engine.files import read_json, write_json, write_text
@@ -50,6 +50,13 @@ class StudySpec(BaseModel):
     delta: float = Field(default=0.5, ge=0)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     device: str = "cpu"
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise StudyError(f"seeds {', '.join(map(str, seeds))}: one comes twice", expected="each once")
+        return seeds
 
     @property
     def layout(self) -> Layout:

@@ -2,9 +2,13 @@
 
 import sklearn.datasets  # noqa: F401
 import timm  # noqa: F401
-import torchmetrics.functional  # noqa: F401
 from lightning_fabric import Fabric  # noqa: F401
 
+import trickbag.engine.train
+import trickbag.tasks.classification  # noqa: F401
+from trickbag.engine.run import code_version
 from trickbag.tricks import catalogue
 
 catalogue()
+# Workers run the code that is loaded here, also if its files are edited meanwhile: its name must not change.
+code_version()

@@ -125,25 +125,22 @@ def _train(job: Job, send: Callable[[Any], None]) -> dict[str, Any]:
 
 
 def _time(job: Job) -> dict[str, Any]:
-    """Seconds a step and a selection evaluation take, from two short throw-away runs."""
-    from trickbag.engine.train import train
+    """Seconds a step and a selection evaluation take, from a short throw-away run after one that warms up."""
+    from trickbag.engine.train import evaluation_steps, train
 
     plan, data, device = _prepare(job)
-    costs = []
+    result: dict[str, Any] = {}
     for steps in (3, 13):
         short = replace(plan, timeline=replace(plan.timeline, steps=min(steps, plan.timeline.steps)))
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             run = train(short, data, seed=job.seed, runs=Path(folder), device=device, splits=(), readouts=[])
             wall = time.perf_counter() - began
-            result = run.result()
-            assert result is not None
-            costs.append((result["steps"], result["cost"]["by_part"], wall))
-    (few, first, _), (many, second, wall) = costs
-    training = [sum(part[name] for name in ("data", "augment", "step", "other")) for part in (first, second)]
-    step = (training[1] - training[0]) / (many - few) if many > few else training[1] / many
+            result = run.result() or {}
+    parts = result["cost"]["by_part"]
+    training = sum(parts[name] for name in ("data", "augment", "step", "other"))
     return {
-        "step": max(step, 0.0),
-        "evaluation": second["evaluate"],
-        "overhead": max(0.0, wall - training[1] - second["evaluate"]),
+        "step": training / max(1, result["steps"]),
+        "evaluation": parts["evaluate"] / len(evaluation_steps(short)),
+        "overhead": max(0.0, wall - training - parts["evaluate"]),
     }
