@@ -8,8 +8,10 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from trickbag.errors import StudyError
+from trickbag.study.power import noncentrality, t_level
 from trickbag.study.statistics import (
     Contrast,
     analyze,
@@ -317,3 +319,13 @@ def test_equivalence_is_not_claimed_at_the_margin(sign):
     assert false / total <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
     values, contrasts = simulate(rng, 6, 8, sd=0.5)
     assert any(e.verdict == "equivalent" for e in analyze(values, contrasts, delta=2.5).effects)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 12, 35, 200])
+def test_power_in_plain_python_agrees_with_scipy(df):
+    for level in (0.05, 0.01, 0.05 / 20):
+        critical = stats.t.isf(level / 2, df)
+        assert t_level(critical, df) == pytest.approx(level, rel=1e-9)
+        for power in (0.5, 0.8, 0.95):
+            shift = noncentrality(df, level, power)
+            assert stats.nct.sf(critical, df, shift) == pytest.approx(power, abs=2e-4)

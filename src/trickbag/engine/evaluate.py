@@ -166,7 +166,13 @@ def evaluate(
     split: str,
     device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a finished run by read-out digest; cached in the run's directory."""
+    """Metrics of a finished run by read-out digest; cached in the run's directory.
+
+    Raises:
+        CheckpointError: the run has not finished, or lacks the weights that a read-out wants.
+    """
+    if (run.result() or {}).get("status") != "finished":
+        raise CheckpointError(f"run {run.id} has not finished", fix="train it to its end first")
     folder = run.path / "evaluations"
     files = {r.digest: folder / f"{split}-{data.facts.fingerprint[:12]}-{r.digest}.json" for r in readouts}
     found: dict[str, dict[str, float]] = {}
@@ -176,7 +182,7 @@ def evaluate(
         try:
             found[readout.digest] = read_json(path)["metrics"]
             continue
-        except (OSError, json.JSONDecodeError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         weights = weights or load_weights(run, plan, device)
         if readout.weights not in (RAW, *weights.averages):

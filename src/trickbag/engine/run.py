@@ -110,7 +110,7 @@ class Run:
         """
         try:
             about: dict[str, Any] = read_json(self.path / "run.json")
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             raise CheckpointError(
                 f"{self.path} is not a run directory", expected="a folder with run.json and recipe.yaml"
             ) from None
@@ -123,10 +123,11 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """Outcome of a run that ended (finished or diverged); None if it has not, or is damaged."""
         try:
-            result: dict[str, Any] = read_json(self.path / "result.json")
-        except (OSError, json.JSONDecodeError):
+            result = read_json(self.path / "result.json")
+        except (OSError, ValueError):
             return None
-        return result if result.get("status") in ("finished", "diverged") else None
+        known = isinstance(result, dict) and result.get("status") in ("finished", "diverged")
+        return result if known else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``; a torn last line is left out."""

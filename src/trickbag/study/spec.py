@@ -109,14 +109,17 @@ class StudyFolder:
         Raises:
             StudyError: this is no study directory.
         """
+        recipes = [self.path / f"{name}.yaml" for name in ("baseline", "candidate")]
         try:
             plain = read_json(self.path / "study.json")["spec"]
-        except (OSError, json.JSONDecodeError, KeyError):
+            if not all(path.is_file() for path in recipes):
+                raise FileNotFoundError
+            return StudySpec(**plain, baseline=load(recipes[0]), candidate=load(recipes[1]))
+        except (OSError, ValueError, KeyError, TypeError):
             raise StudyError(
-                f"{self.path} is not a study", expected="a folder that `study run` made"
+                f"{self.path} is not a study, or a damaged one",
+                expected="a folder that `study run` made: study.json, baseline.yaml, candidate.yaml",
             ) from None
-        baseline, candidate = (load(self.path / f"{name}.yaml") for name in ("baseline", "candidate"))
-        return StudySpec(**plain, baseline=baseline, candidate=candidate)
 
     def log(self, file: str, row: Mapping[str, Any]) -> None:
         """Append one event, with the time."""

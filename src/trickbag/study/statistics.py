@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from trickbag.errors import StudyError, nearest
@@ -21,6 +20,7 @@ from trickbag.study.blocks import (
     measure_contrast,
     table,
 )
+from trickbag.study.power import noncentrality
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,7 +193,7 @@ def smallest_detectable(
     df = (arms - 1) * (seeds - 1)
     if df < 1:
         return math.inf
-    return sd_paired / math.sqrt(seeds) * _noncentrality(df, alpha / max(1, factors), power)
+    return sd_paired / math.sqrt(seeds) * noncentrality(df, alpha / max(1, factors), power)
 
 
 def binomial_sd(accuracy: float, images: int) -> float:
@@ -277,7 +277,7 @@ def _judge(
         wide = float(stdtrit(m.df, 1 - alpha / 2 / family)) * m.se
         low, high = m.estimate - half, m.estimate + half
         low_simultaneous, high_simultaneous = m.estimate - wide, m.estimate + wide
-        detectable = m.se * _noncentrality(m.df, alpha / family, POWER)
+        detectable = m.se * noncentrality(round(m.df), alpha / family, POWER)
         if p_holm < alpha:
             verdict = "helps" if m.estimate > 0 else "hurts"
         elif abs(m.estimate) + float(stdtrit(m.df, 1 - alpha)) * m.se < delta:
@@ -301,24 +301,6 @@ def _judge(
         contrast.minus,
         m.note,
     )
-
-
-@lru_cache(maxsize=512)
-def _noncentrality(df: float, level: float, power: float) -> float:
-    """Noncentrality at which a two-sided t test at ``level`` rejects with probability ``power``."""
-    from scipy.optimize import brentq
-    from scipy.special import nctdtr, stdtrit
-
-    critical = float(stdtrit(df, 1 - level / 2))
-
-    def shortfall(shift: float) -> float:
-        # The far tail adds less than level / 2 at any shift above zero, and nctdtr is inaccurate there.
-        return 1 - float(nctdtr(df, shift, critical)) - power
-
-    high = critical + 2.0
-    while shortfall(high) < 0:
-        high *= 2
-    return float(brentq(shortfall, 0.0, high, xtol=1e-6))
 
 
 def _method(
