@@ -268,9 +268,9 @@ def _preprocessing_notes(recipe: Recipe, wanted: Preprocessing | None) -> Iterat
     if wanted is None:
         return
     if wanted.interpolation != recipe.interpolation:
-        yield f"the weights expect {wanted.interpolation} interpolation, the recipe has {recipe.interpolation}"
+        yield f"the weights expect {wanted.interpolation} interpolation, not {recipe.interpolation}"
     if all(trick.training_only for trick in recipe.tricks.of(ImageTrick)):
-        yield f"the weights expect images normalized by mean {wanted.mean} and std {wanted.std}: add normalize"
+        yield f"the weights expect images normalized by {wanted.mean} and {wanted.std}: add normalize"
 
 
 def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trickbag.data.base import SPLITS, DataSpec
-from trickbag.data.listing import SELECTION, TEST, TRAIN
+from trickbag.data.decode import READER
+from trickbag.data.hashing import combine
+from trickbag.data.listing import SELECTION, TEST, TRAIN, Mode
 from trickbag.errors import DataError
 from trickbag.rng import Stream
 
@@ -205,3 +207,13 @@ def _check_torn(given: np.ndarray, groups: np.ndarray) -> None:
             where="groups",
             fix="put all images into one train split and let trickbag cut it, or leave groups out",
         )
+
+
+def fingerprint_of(
+    content: str, shares: Shares, spec: DataSpec, mode: Mode, groups: np.ndarray | None
+) -> str:
+    """Hash of content, split and color mode, 32 hexadecimal digits."""
+    grouped = b"" if groups is None else groups.astype(np.int64).tobytes()
+    return combine(
+        (content.encode(), shares.identity(spec).encode(), mode.encode(), READER.encode(), grouped)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trickbag.data.base import DataFacts, DataSpec
-from trickbag.data.cut import Shares, split_sizes
+from trickbag.data.cut import Shares, fingerprint_of, split_sizes
 from trickbag.data.hashing import combine
 from trickbag.data.listing import Listing, Mode
 
@@ -35,8 +35,6 @@ def list_digits() -> Listing:
 
 def digits_facts(spec: DataSpec) -> DataFacts:
     """Facts of the digits from constants: imports and reads nothing."""
-    from trickbag.data.loading import fingerprint_of
-
     shares = Shares.of(spec, (sum(COUNTS), 0, 0))
     mode: Mode = spec.mode or "gray"
     return DataFacts(

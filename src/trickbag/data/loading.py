@@ -12,11 +12,10 @@ import numpy as np
 
 from trickbag.data.base import SPLITS, DataFacts, DataSet, DataSpec
 from trickbag.data.cache import cache_folder, load_json, save_json
-from trickbag.data.cut import Shares, assign
-from trickbag.data.decode import READER, Unreadable, header_size, quiet
+from trickbag.data.cut import Shares, assign, fingerprint_of
+from trickbag.data.decode import Unreadable, header_size, quiet
 from trickbag.data.filling import hold
 from trickbag.data.grouping import groups_of
-from trickbag.data.hashing import combine
 from trickbag.data.holding import WORKERS, Held, Pixels, ahead
 from trickbag.data.listing import Listing, Mode, Progress
 from trickbag.data.serving import ImageSplit
@@ -75,16 +74,6 @@ def describe_set(data: DataSet) -> str:
     height, width = facts.image_size
     text = f"{facts.name}: {facts.num_classes} classes, about {height} x {width} pixels; {sizes}; {held}"
     return text + (f"; {len(facts.bad)} unreadable images left out" if facts.bad else "")
-
-
-def fingerprint_of(
-    content: str, shares: Shares, spec: DataSpec, mode: Mode, groups: np.ndarray | None
-) -> str:
-    """Hash of content, split and color mode, 32 hexadecimal digits."""
-    grouped = b"" if groups is None else groups.astype(np.int64).tobytes()
-    return combine(
-        (content.encode(), shares.identity(spec).encode(), mode.encode(), READER.encode(), grouped)
-    )
 
 
 def statistics(images: Held, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -41,10 +41,10 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Hash of the code that computes numbers, and of the version of torch."""
+    """Hash of the code that computes numbers, and of the versions of the libraries below it."""
     root = Path(__file__).parent.parent
     files = [path for room in NUMERIC_ROOMS for path in sorted((root / room).rglob("*.py")) or [root / room]]
-    digest = hashlib.sha256(versions()["torch"].encode())
+    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
     for path in files:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -91,7 +91,8 @@ def train(
         CheckpointError: another process trains this run, or its directory holds something else.
     """
     device = device or Device()
-    run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, device.type))
+    place = device.type if device.world == 1 else f"{device.type} x {device.world}"
+    run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, place))
     if device.rank > 0:
         if run.result() is None:
             _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
@@ -270,7 +271,8 @@ def _outcome(run: Run, plan: Plan, trainee: Trainee, status: str, device: Device
 
 
 def _diverged(run: Run, plan: Plan, trainee: Trainee, loss: float, device: Device) -> dict[str, Any]:
-    gradients = [p.grad.norm() for p in trainee.model.parameters() if p.grad is not None]
+    scale = trainee.scaler.get_scale() if trainee.scaler else 1.0
+    gradients = [p.grad.norm() / scale for p in trainee.model.parameters() if p.grad is not None]
     step = trainee.state.step
     rows = run.metrics()
     return _outcome(run, plan, trainee, "diverged", device) | {
