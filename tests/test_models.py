@@ -370,3 +370,13 @@ def test_task_is_what_the_engine_expects():
     expected = nn.functional.cross_entropy(logits, y, reduction="none")
     assert task.primary in task.metrics(logits.softmax(1), y)
     torch.testing.assert_close(task.loss(logits, dense), expected)
+
+
+def test_a_new_head_starts_with_small_logits(tmp_path):
+    """timm draws EfficientNet's classifier from U(-1/sqrt(classes), 1/sqrt(classes))."""
+    donor = build_model(ModelSpec(name="tf_efficientnet_lite0"), facts(5), STREAM)
+    torch.save(donor.state_dict(), tmp_path / "weights.pth")
+    spec = ModelSpec(name="tf_efficientnet_lite0", weights=str(tmp_path / "weights.pth"))
+    head = build_model(spec, facts(2), STREAM).classifier
+    assert head.weight.shape == (2, 1280)
+    assert head.weight.abs().max() <= 1280**-0.5

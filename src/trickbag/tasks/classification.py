@@ -95,9 +95,10 @@ def build_model(
     elif spec.weights is not None:
         from trickbag.tasks.weights import load_into
 
-        with _seeded(stream.child("head")):
+        with _seeded(stream):
             model = build(spec, facts.num_classes, facts.channels)
-        load_into(model, spec.weights)
+        if not load_into(model, spec.weights):
+            _new_head(model, facts.num_classes, stream)
     else:
         model = _download(spec, facts, stream)
     return model.to(device)
@@ -117,9 +118,18 @@ def _download(spec: ModelSpec, facts: DataFacts, stream: Stream) -> nn.Module:
             fix="check the connection, or download them elsewhere and give the file: model.weights",
         ) from None
     if model.num_classes != facts.num_classes:
-        with _seeded(stream.child("head")):
-            model.reset_classifier(facts.num_classes)  # type: ignore[operator]
+        _new_head(model, facts.num_classes, stream)
     return model
+
+
+def _new_head(model: nn.Module, num_classes: int, stream: Stream) -> None:
+    """A new classifier, drawn as torch draws linear layers.
+
+    Some of timm's constructors scale it by the number of outputs instead: with two classes and 1,280
+    features the first logits are then in the tens, and fine-tuning wrecks the weights below.
+    """
+    with _seeded(stream.child("head")):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
 
 
 def _build_builtin(spec: ModelSpec, num_classes: int, in_chans: int) -> nn.Module:

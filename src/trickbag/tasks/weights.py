@@ -70,13 +70,16 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     raise CheckpointError("holds no tensors", where=str(path), expected="a state dict: names and tensors")
 
 
-def load_into(model: nn.Module, path: str | Path) -> None:
+def load_into(model: nn.Module, path: str | Path) -> bool:
     """Copy the weights of a file into ``model``, in place.
 
     Names are matched after common prefixes (``module.``, ``model.``) are taken off. If the names differ,
     tensors are matched in order, provided that the two lists of shapes agree exactly. In both cases a
     classifier for another number of classes is left as it is in ``model``, and the first convolution
     is adapted to the number of channels as timm does it.
+
+    Returns:
+        True if the classifier was loaded too.
 
     Raises:
         CheckpointError: as for :func:`read_weights`; or what does not match, by name.
@@ -94,6 +97,7 @@ def load_into(model: nn.Module, path: str | Path) -> None:
                 target[name].copy_(value)
             elif name == stem:
                 target[name].copy_(_adapt_channels(value, target[name].shape[1]))
+    return all(name in source and source[name].shape == target[name].shape for name in heads)
 
 
 def _matched(
