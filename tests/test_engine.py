@@ -314,8 +314,10 @@ def test_a_finished_run_is_left_alone_by_every_process(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second process that waited for the first here would wait for ever."""
-    run = Bench(bench.data, tmp_path).train(recipe(), fresh=False)
-    log = run.metrics_file.read_bytes()
+    alone = Bench(bench.data, tmp_path).train(recipe(), fresh=False)
+    log = alone.metrics_file.read_bytes()
+    plan = Bench(bench.data, tmp_path).plan(recipe())
+    run = Run(alone.path.rename(tmp_path / run_id(plan.recipe, bench.data.facts, 7, "cpu x 2")))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(Device, "start", lambda *_: pytest.fail("it joined the other processes"))

@@ -33,6 +33,7 @@ from trickbag.study.spec import StudyFolder, StudySpec
 from trickbag.study.worker import Job
 from trickbag.tricks.augmentation import RandomFlip
 from trickbag.tricks.averaging import EMA
+from trickbag.tricks.color import Normalize
 from trickbag.tricks.inference import TTAFlip
 from trickbag.tricks.losses import LabelSmoothing
 from trickbag.tricks.mixing import Mixup
@@ -388,3 +389,21 @@ def test_the_cost_of_an_evaluation_is_that_of_one(
     job = Job("timing", recipe(evaluate_every=0.1), spec.data, 0, "", timing=True)
     assert 0.05 <= worker._time(job)["evaluation"] < 0.1
     assert len(calls) > 10
+
+
+def test_recipes_that_resolve_alike_on_the_data_are_trained_once(spec: StudySpec, tmp_path: Path) -> None:
+    resolved = (
+        api.prepare_study(
+            spec.model_copy(
+                update={"baseline": recipe(Normalize()), "candidate": recipe(Normalize(), Mixup())}
+            ),
+            tmp_path / "one",
+            tmp_path / "runs",
+        )
+        .plans[BASELINE]
+        .recipe.tricks["normalize"]
+    )
+    spelled = spec.model_copy(update={"baseline": recipe(Normalize()), "candidate": recipe(resolved)})
+    conduct = api.prepare_study(spelled, tmp_path / "two", tmp_path / "runs")
+    assert len(conduct.layout.arms) == 4
+    assert len(conduct.trainings) == 1

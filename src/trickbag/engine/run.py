@@ -110,7 +110,12 @@ class Run:
         """
         try:
             about: dict[str, Any] = read_json(self.path / "run.json")
-        except (OSError, ValueError):
+        except ValueError:
+            raise CheckpointError(
+                f"{self.path / 'run.json'} is damaged",
+                fix="train it again: the same command takes what is left",
+            ) from None
+        except OSError:
             raise CheckpointError(
                 f"{self.path} is not a run directory", expected="a folder with run.json and recipe.yaml"
             ) from None

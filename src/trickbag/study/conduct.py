@@ -67,8 +67,8 @@ class Conduct:
 
     @cached_property
     def trainings(self) -> list[Training]:
-        """What is trained, once a seed."""
-        return share(self.layout.arms)
+        """What is trained, once a seed. Recipes that resolve alike on this data are one."""
+        return share([replace(arm, recipe=self.plans[arm.name].recipe) for arm in self.layout.arms])
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
