@@ -352,3 +352,17 @@ def test_one_number_wherever_it_is_read(bench: Bench) -> None:
         assert found[readout.digest] == result["metrics"]["selection"][readout.label]
         if not readout.tricks:
             assert found[readout.digest] == run.metrics()[-1][readout.label]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_run_that_another_process_finishes_is_waited_for(bench: Bench, tmp_path: Path) -> None:
+    process = in_child(_train_slowly, bench, 30, tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/run.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run = Bench(bench.data, tmp_path).train(LONG, steps=30, fresh=False, lock_seconds=60.0)
+    process.join()
+    assert process.exitcode == 0
+    assert run.result()["status"] == "finished"  # type: ignore[index]
+    assert len(list(tmp_path.iterdir())) == 1

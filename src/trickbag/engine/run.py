@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trickbag.data.base import DataFacts
 from trickbag.engine import checkpoint
@@ -176,19 +177,32 @@ class Run:
         return found
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
         """Hold the run: a second process that wants to train it is refused.
+
+        Args:
+            wait: seconds to wait for another process to let go of it.
 
         Raises:
             CheckpointError: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait
         with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            while not _taken(file) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            if not _taken(file):
                 raise CheckpointError(
                     f"another process is training {self.path}",
                     fix="wait for it, or choose another --runs folder",
-                ) from None
+                )
             yield
+
+
+def _taken(file: IO[str]) -> bool:
+    """Try to lock a file; True if this process holds it now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

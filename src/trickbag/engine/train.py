@@ -68,6 +68,7 @@ def train(
     readouts: Sequence[ReadOut] | None = None,
     progress: Progress | None = None,
     report_seconds: float = 0.2,
+    lock_seconds: float = 0.0,
 ) -> Run:
     """Train a plan with one seed, or go on with a run that was interrupted, or return a finished one.
 
@@ -82,6 +83,7 @@ def train(
         readouts: what is measured at the end; None means raw and averaged, with and without predict tricks.
         progress: told where the run is.
         report_seconds: least time between two calls of ``progress``.
+        lock_seconds: how long to wait for another process that trains this very run.
 
     Returns:
         The run; ``run.result()["status"]`` is ``"finished"`` or ``"diverged"``.
@@ -97,7 +99,7 @@ def train(
         if run.result() is None:
             _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
         return run
-    with run.lock():
+    with run.lock(lock_seconds):
         if run.result() is None:
             result = _train(run, plan, data, seed, device, checkpoint_seconds, progress, report_seconds)
             write_json(run.path / "result.json", result)

@@ -17,6 +17,9 @@ from trickbag.data.base import DataSpec
 from trickbag.errors import TrickbagError
 from trickbag.recipe.model import Recipe
 
+LOCK_SECONDS = 1800.0
+"""How long a worker waits for another study, or an orphan that still drains, to let go of a shared run."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -117,6 +120,7 @@ def _train(job: Job, send: Callable[[Any], None]) -> dict[str, Any]:
         runs=job.runs,
         device=device,
         checkpoint_seconds=30,
+        lock_seconds=LOCK_SECONDS,
         splits=(job.split,),
         readouts=unique,
         progress=lambda status: send(("status", status)),
