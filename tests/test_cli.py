@@ -243,6 +243,7 @@ def test_study_from_the_command_line(cli: Any, shapes: Path) -> None:
     status = cli("study", "status", "study", "--json").json
     assert status["counts"]["finished"] == planned["runs"]
     assert cli("study", "report", "study").code == 0
+    assert cli("study", "report", "study", "--markdown").out == Path("study/report.md").read_text()
     assert "effect" in cli("study", "resume", "study").out
 
 

@@ -378,7 +378,13 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def report(study: StudyArgument, as_json: JsonOption = False) -> None:
+def report(
+    study: StudyArgument,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the verdict table as Markdown.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Write the report of what a study has so far; trains nothing."""
     from trickbag import api
     from trickbag.study.collect import write_report
@@ -387,4 +393,7 @@ def report(study: StudyArgument, as_json: JsonOption = False) -> None:
     folder = StudyFolder(study)
     conduct = api.prepare_study(folder.spec(), study, folder.runs)
     write_report(conduct)
+    if markdown and not as_json:
+        print((study / "report.md").read_text(encoding="utf-8"), end="")
+        return
     show_report(conduct, console(quiet=as_json), as_json)
