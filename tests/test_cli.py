@@ -169,6 +169,12 @@ def test_a_mistake_gets_one_clear_error(cli: Any, arguments: list[str], code: in
     assert not list(Path().iterdir())
 
 
+def test_of_several_processes_the_first_one_speaks(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli("train", "digits_bag", "digits", "--plan").out == ""
+
+
 def test_several_conflicts_are_one_report(cli: Any) -> None:
     outcome = cli(
         "train",

@@ -23,7 +23,7 @@ FLOORS = [
     {"report"},
     {"study"},
     {"api"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,10 +49,13 @@ ThreadsOption = Annotated[
 
 
 def console(*, quiet: bool = False) -> Console:
-    """Where people read: standard output, or standard error where that is kept for JSON."""
+    """Where people read: standard output, or standard error where that is kept for JSON.
+
+    Of several processes that train together, the first one speaks.
+    """
     from rich.console import Console
 
-    return Console(stderr=quiet, highlight=False)
+    return Console(stderr=quiet, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 @contextmanager
