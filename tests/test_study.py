@@ -136,9 +136,15 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
 
 
 @pytest.fixture(scope="module")
-def unbroken(spec: StudySpec, tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the unbroken study and its runs are."""
+    return tmp_path_factory.mktemp("unbroken")
+
+
+@pytest.fixture(scope="module")
+def unbroken(spec: StudySpec, home: Path) -> ReportData:
     """The study, run from start to end; its numbers are what every broken one must reach."""
-    folder = tmp_path_factory.mktemp("unbroken")
+    folder = home
     conduct = api.prepare_study(spec, folder / "study", folder / "runs")
     events: list[Event] = []
     assert api.run_study(conduct, workers=2, listen=events.append)
@@ -174,10 +180,14 @@ def test_a_passive_factor_is_measured_from_the_shared_run(unbroken: ReportData) 
         assert one.metrics["nll"] != other.metrics["nll"]
 
 
-def test_only_baseline_and_candidate_saw_the_test_split(spec: StudySpec, unbroken: ReportData) -> None:
-    openings = unbroken.confirm
-    assert openings is not None
-    assert openings.split == "test"
+def test_only_baseline_and_candidate_saw_the_test_split(home: Path, unbroken: ReportData) -> None:
+    names = {
+        run.run_id: arm.name for arm in unbroken.arms for run in arm.runs if arm.name in (BASELINE, CANDIDATE)
+    }
+    seen = [path.parent.parent.name for path in (home / "runs").glob("*/evaluations/test-*.json")]
+    assert sorted(seen) == sorted(names)
+    assert len(seen) == 2 * 3
+    assert len(list((home / "runs").glob("*/evaluations/selection-*.json"))) == 7 * 3
 
 
 def test_a_second_start_repeats_nothing(spec: StudySpec, unbroken: ReportData, tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ class Context:
         recipe: the recipe as written.
         facts: facts of the data.
         device_type: ``"cpu"`` or ``"cuda"``.
-        timeline: length of the run.
     """
 
     recipe: Recipe
@@ -72,9 +71,10 @@ class Context:
     @cached_property
     def model(self) -> nn.Module:
         """The model on the meta device, before any trick has edited it. Look, do not touch."""
-        from trickbag.tasks.classification import build_model
+        from trickbag import tasks
 
-        return build_model(self.recipe.model, self.facts, Stream(0, "init"), device="meta")
+        build = tasks.of(self.recipe.task).build_model
+        return build(self.recipe.model, self.facts, Stream(0, "init"), "meta")
 
 
 @dataclass(frozen=True)

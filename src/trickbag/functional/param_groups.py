@@ -105,11 +105,6 @@ def split_decay(model: nn.Module, groups: Iterable[dict[str, Any]] | None = None
     return result
 
 
-def count(groups: Iterable[dict[str, Any]]) -> int:
-    """Number of scalars in parameter groups."""
-    return sum(parameter.numel() for group in groups for parameter in group["params"])
-
-
 def implementation(groups: Iterable[dict[str, Any]]) -> dict[str, bool]:
     """The fastest kernel that a torch optimizer has for these parameters: ``fused``, else ``foreach``."""
     parameters: list[torch.Tensor] = [p for group in groups for p in group["params"]]
