@@ -6,10 +6,11 @@ Nothing here imports torch at run time: reading, listing and comparing tricks mu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from trickbag.errors import Problem
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from trickbag.imageops.program import Step
     from trickbag.plan import Context
     from trickbag.rng import Stream
 
@@ -166,24 +168,68 @@ Draws = Mapping[str, "Tensor"]
 """Per-image random parameters; every tensor's first dimension is the batch."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The batch that an image trick draws for.
+
+    Attributes:
+        shape: ``(batch, channels, height, width)`` of the *global* batch; processes take slices.
+        step: number of the update, from 0.
+        epoch: number of the epoch, from 0.
+        indices: ``(batch,)`` int64 positions of the images in the training split.
+    """
+
+    shape: tuple[int, int, int, int]
+    step: int = 0
+    epoch: int = 0
+    indices: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
 class ImageTrick(Trick):
-    """Changes images, batched, after they have been cropped and resized. Float32, 0 to 1, NCHW."""
+    """Changes images after they have been cropped and resized: draws a program, which the engine executes.
+
+    Images are uint8 until the table of one trick (normalization) makes them float32.
+    """
 
     stage = Stage.AUGMENT
     training_only: ClassVar[bool] = True
 
-    def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
-        """Draw the parameters of a batch, on the CPU.
+    @property
+    def late(self) -> bool:
+        """True if the steps come after the table."""
+        return False
+
+    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
+        """Draw what happens to each image of a batch; the same steps, in number and order, for every batch.
 
         Args:
-            shape: ``(batch, channels, height, width)`` of the *global* batch; ranks take slices.
-            generator: CPU generator of this trick's stream at this step.
+            batch: what to draw for.
+            stream: this trick's stream; ``stream.numpy(batch.step)`` generates what belongs to this batch.
         """
-        return {}
+        return ()
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Apply drawn parameters (already on the images' device) to ``images``."""
-        raise NotImplementedError
+    def table(self, channels: int) -> np.ndarray | None:
+        """``(channels, 256)`` float32, what a model sees for each value; None if that is another's business."""
+        return None
+
+    def __call__(self, images: Tensor, seed: int = 0, step: int = 0) -> Tensor:
+        """Act on a batch, in a training loop of your own.
+
+        Args:
+            images: uint8 ``(batch, channels, height, width)`` on any device.
+            seed: seed of the trick's random stream.
+            step: number of the update; other numbers, other draws.
+
+        Returns:
+            Images of the same shape and type; float32 from tricks that act on floats (normalization, and
+            erasing after it), which take float32 too.
+        """
+        from trickbag.imageops import act
+        from trickbag.rng import Stream
+
+        batch = Batch((images.shape[0], images.shape[1], images.shape[2], images.shape[3]), step)
+        steps = tuple(self.draw(batch, Stream(seed, self.kind)))
+        return act(images, steps, self.table(images.shape[1]), self.late)
 
 
 class MixTrick(Trick):
