@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import random
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,11 +30,13 @@ from trickbag.engine.evaluate import all_readouts, evaluate
 from trickbag.engine.train import Status, Stopped
 from trickbag.errors import PlanError
 from trickbag.functional.losses import soft_cross_entropy
+from trickbag.imageops import Program, Step, execute
+from trickbag.imageops.backend import BACKENDS, numba_works
 from trickbag.plan import Plan
 from trickbag.recipe import dump, load
 from trickbag.rng import Stream
 from trickbag.tricks import catalogue
-from trickbag.tricks.base import ImageTrick, LossTrick, MixTrick, ModelTrick
+from trickbag.tricks.base import Batch, ImageTrick, LossTrick, MixTrick, ModelTrick
 
 PASSIVE = [kind for kind in KINDS if catalogue()[kind].passive]
 ACTIVE = [kind for kind in KINDS if not catalogue()[kind].passive]
@@ -100,10 +104,20 @@ def test_removing_a_trick_leaves_every_other_draw_alone(kind: str, bench: Bench)
     less = bag.without(kind, *dependents)
     plans = [bench.plan(r) for r in (bag, less)]
     batches = [TrainBatches(p, bench.data.splits["train"], seed=3) for p in plans]
+    gone = {trick.kind for trick in plans[0].train_images} - {trick.kind for trick in plans[1].train_images}
     for step in (0, 2):
         assert (batches[0].indices(step) == batches[1].indices(step)).all()
+        whole, rest = (b.program(step) for b in batches)
+        one_size = plans[0].image_size(step) == plans[1].image_size(step)
+        assert are_among(rest.steps, whole.steps, one_size)
+        assert are_among(rest.late, whole.late, one_size)
+        if not gone:
+            assert len(rest.steps) == len(whole.steps)
+            assert len(rest.late) == len(whole.late)
+        if "normalize" not in gone:
+            assert (rest.floats(3) == whole.floats(3)).all()
         shape = torch.Size((8, 3, 16, 16))
-        for other in (*plans[1].train_images, *plans[1].mix):
+        for other in plans[1].mix:
             draws = [b._draws(other, shape, step, torch.device("cpu")) for b in batches]
             assert draws[0].keys() == draws[1].keys()
             assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
@@ -115,6 +129,16 @@ def test_removing_a_trick_leaves_every_other_draw_alone(kind: str, bench: Bench)
     for name, value in states[1].items():
         if name not in touched and name in states[0] and states[0][name].shape == value.shape:
             assert torch.equal(states[0][name], value), name
+
+
+def are_among(some: Sequence[Step], steps: Sequence[Step], one_size: bool) -> bool:
+    """True if ``steps`` holds all of ``some``, in their order; lengths in pixels count at one size alone."""
+
+    def same(one: Step, other: Step) -> bool:
+        return bool((one.ops == other.ops).all() and (not one_size or (one.args == other.args).all()))
+
+    left = iter(steps)
+    return all(any(same(one, other) for other in left) for one in some)
 
 
 def touched_by(kind: str, plan: Plan) -> set[str]:
@@ -340,13 +364,35 @@ def test_every_trick_has_an_oracle_test() -> None:
 # What every image trick owes the processes that share a batch.
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(catalogue()[kind], ImageTrick)])
+IMAGES = [kind for kind in KINDS if issubclass(catalogue()[kind], ImageTrick)]
+
+
+def program_of(trick: ImageTrick, images: torch.Tensor, step: int = 1) -> Program:
+    """What a trick alone makes of a batch."""
+    shape = (images.shape[0], images.shape[1], images.shape[2], images.shape[3])
+    steps = tuple(trick.draw(Batch(shape, step, 0, np.arange(len(images))), Stream(0, trick.kind)))
+    table = trick.table(images.shape[1])
+    return Program((), table, steps) if trick.late else Program(steps, table)
+
+
+@pytest.mark.parametrize("kind", IMAGES)
 def test_a_slice_of_a_batch_is_augmented_like_the_batch(kind: str, bench: Bench) -> None:
     trick = bench.plan(recipe(sample(kind))).bag[kind]
     assert isinstance(trick, ImageTrick)
-    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    draws = trick.draw(images.shape, Stream(0, kind).torch(1))
-    assert all(value.shape[0] == 6 for value in draws.values())
-    whole = trick.apply(images.clone(), draws)
-    part = trick.apply(images[2:5].clone(), {name: value[2:5] for name, value in draws.items()})
-    torch.testing.assert_close(whole[2:5], part, rtol=1e-5, atol=1e-6)
+    images = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    program, later = program_of(trick, images), program_of(trick, images, step=2)
+    assert all(len(step) == 6 for step in (*program.steps, *program.late))
+    assert len(program.steps) == len(later.steps)
+    assert len(program.late) == len(later.late)
+    share = slice(2, 5)
+    assert torch.equal(execute(images, program)[share], execute(images[share], program.part(share)))
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_every_back_end_makes_the_same_images(kind: str, bench: Bench) -> None:
+    trick = bench.plan(recipe(sample(kind))).bag[kind]
+    assert isinstance(trick, ImageTrick)
+    images = torch.randint(256, (20, 3, 17, 14), generator=torch.Generator().manual_seed(0)).byte()
+    program = program_of(trick, images)
+    made = [execute(images, program, backend=name) for name in BACKENDS if name != "numba" or numba_works()]
+    assert all(torch.equal(made[0], other) for other in made[1:])

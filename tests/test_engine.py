@@ -10,25 +10,34 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from contract import Bench, fingerprint, full_bag, recipe, rows, sample, tensors
 from trickbag import data
 from trickbag.engine import checkpoint
+from trickbag.engine.batches import TrainBatches, eval_batches
 from trickbag.engine.device import Device
-from trickbag.engine.evaluate import all_readouts, evaluate, main_readout
+from trickbag.engine.evaluate import all_readouts, evaluate, load_weights, main_readout
 from trickbag.engine.files import write_json
 from trickbag.engine.run import Run, run_id
 from trickbag.engine.train import Status, Stopped, evaluation_steps, train
 from trickbag.errors import CheckpointError, UsageError
+from trickbag.functional.whitening import patch_moments, whitening_weight
+from trickbag.rng import Stream
 from trickbag.tricks import Stage
 from trickbag.tricks.averaging import EMA
+from trickbag.tricks.base import Trick
+from trickbag.tricks.gradients import GradientAccumulation, GradientClipping
 from trickbag.tricks.inference import TTAFlip
 from trickbag.tricks.mixing import Mixup
 from trickbag.tricks.optimization import SGD
+from trickbag.tricks.resolution import ResolutionRamp
+from trickbag.tricks.whitening import Whitening
 
 FORK = multiprocessing.get_context("fork")
 
@@ -180,7 +189,7 @@ def test_two_processes_cannot_train_one_run(bench: Bench, tmp_path: Path) -> Non
         process.join()
 
 
-def _train_as_rank(bench: Bench, rank: int, world: int, port: int, folder: Path) -> None:
+def _train_as_rank(bench: Bench, rank: int, world: int, port: int, folder: Path, *more: Trick) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -198,22 +207,26 @@ def _train_as_rank(bench: Bench, rank: int, world: int, port: int, folder: Path)
     warnings.simplefilter("ignore")
     device = Device("cpu", threads=1)
     vit = {"name": "test_vit", "options": {"img_size": 16}}
-    chosen = recipe(sample("random_flip"), sample("pad_and_crop"), model=vit, image_size=16)
+    chosen = recipe(sample("random_flip"), sample("pad_and_crop"), *more, model=vit, image_size=16)
     plan = Bench(bench.data, folder).plan(chosen, 6)
     train(plan, bench.data, seed=7, runs=folder, device=device, splits=(), readouts=[])
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_two_processes_share_a_batch_and_agree_with_one(bench: Bench, tmp_path: Path) -> None:
-    """Without batch norm, whose statistics are per process, the weights agree to float error."""
+    """Without batch norm, whose statistics are per process, the weights agree to float error.
+
+    The two cut their shares of four images into three parts each; the one does not.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pair = [in_child(_train_as_rank, bench, rank, 2, port, tmp_path / "two") for rank in (0, 1)]
+    parts = (GradientAccumulation(steps=3), GradientClipping(limit=0.5))
+    pair = [in_child(_train_as_rank, bench, rank, 2, port, tmp_path / "two", *parts) for rank in (0, 1)]
     for process in pair:
         process.join(timeout=120)
         assert process.exitcode == 0
-    alone = in_child(_train_as_rank, bench, 0, 1, port, tmp_path / "one")
+    alone = in_child(_train_as_rank, bench, 0, 1, port, tmp_path / "one", *parts[1:])
     alone.join(timeout=120)
     assert alone.exitcode == 0
     (two,), (one,) = ([Run(p) for p in (tmp_path / name).iterdir()] for name in ("two", "one"))
@@ -366,3 +379,72 @@ def test_a_run_that_another_process_finishes_is_waited_for(bench: Bench, tmp_pat
     assert process.exitcode == 0
     assert run.result()["status"] == "finished"  # type: ignore[index]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_batch_in_parts_trains_like_the_whole(bench: Bench) -> None:
+    """Eight images as 3, 3 and 2, without batch norm: the same weights and losses up to rounding."""
+    plain = {"model": {"name": "test_vit", "options": {"img_size": 16}}, "image_size": 16}
+    runs = [
+        bench.train(recipe(Mixup(), *more, **plain), steps=6)
+        for more in ((), (GradientAccumulation(steps=3),))
+    ]
+    wanted, found = map(tensors, runs)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    assert runs[1].metrics()[-1]["train_loss"] == pytest.approx(runs[0].metrics()[-1]["train_loss"], rel=1e-5)
+
+
+def test_clipped_gradients_move_the_weights_by_no_more_than_the_rate(bench: Bench) -> None:
+    limit, rate = 0.01, 0.5
+    chosen = recipe(SGD(lr=rate, momentum=0.0), GradientClipping(limit=limit))
+    run = bench.train(chosen, steps=1)
+    start = bench.plan(chosen, steps=1).build_model(Stream(7))
+    moved = [tensors(run)[name] - p.detach() for name, p in start.named_parameters()]
+    assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(rate * limit, rel=1e-3)
+
+
+def test_images_grow_epoch_by_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    prepare = TrainBatches.prepare
+
+    def spy(self: TrainBatches, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        sizes.append(images.shape[-1])
+        return prepare(self, images, targets, step)
+
+    monkeypatch.setattr(TrainBatches, "prepare", spy)
+    bench.train(recipe(ResolutionRamp(start=0.5, until=0.6), sample("cutmix")), steps=36)
+    assert sizes == [12] * 9 + [16] * 9 + [24] * 18
+
+
+def test_whitening_is_computed_once_from_training_images_and_stays(bench: Bench, tmp_path: Path) -> None:
+    chosen = recipe(Whitening(images=10), sample("normalize"), sample("random_flip"), EMA(decay=0.5))
+    asked: list[Tensor] = []
+    calibrate = Whitening.calibrate
+
+    def spy(self: Whitening, model: nn.Module, images: Iterable[Tensor]) -> None:
+        asked.extend(images)
+        calibrate(self, model, asked)
+
+    def stop(status: Status) -> None:
+        if status.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    place = Bench(bench.data, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Whitening, "calibrate", spy)
+        with pytest.raises(Stopped):
+            place.train(chosen, steps=6, fresh=False, progress=stop, report_seconds=0)
+        run = place.train(chosen, steps=6, fresh=False)
+    (images,) = asked
+    train = bench.data.splits["train"]
+    positions = [k * len(train) // 10 for k in range(10)]
+    plan = place.plan(chosen, steps=6)
+    (wanted,) = eval_batches(plan, train, (24, 24), 64, positions, torch.device("cpu"))
+    assert torch.equal(images, wanted)
+    assert images.std() == pytest.approx(1, abs=0.3)
+    filters = whitening_weight(patch_moments([images], 2), 3).float()
+    for name in ("model", "average-ema"):
+        assert torch.equal(tensors(run, name)["conv1.whiten.weight"], filters)
+    assert tensors(run)["conv1.whiten.bias"].any()
+    loaded = load_weights(run, plan).model.get_parameter("conv1.whiten.weight")
+    assert torch.equal(loaded.cpu(), filters)

@@ -14,6 +14,7 @@ from trickbag.tricks import catalogue
 ROOT = Path(__file__).parent.parent / "src" / "trickbag"
 FLOORS = [
     {"errors", "rng", "functional"},
+    {"imageops"},
     {"data.base", "tricks"},
     {"recipe"},
     {"data", "tasks"},

@@ -1,8 +1,9 @@
-"""Image tricks against torchvision, timm, NumPy and the papers' formulas; and what they promise."""
+"""Image tricks against Pillow, torchvision, timm, NumPy and the papers' formulas; and what they promise."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,15 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
+from torchvision.transforms import ColorJitter as TorchvisionJitter
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import functional as tv
 
 from trickbag.data.base import DataFacts
 from trickbag.functional import augment, color, erasing
+from trickbag.imageops import Op, Program, Step, execute
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
-from trickbag.tricks.augmentation import PadAndCrop, RandomFlip, RandomResizedCrop
-from trickbag.tricks.base import Bag
+from trickbag.rng import Stream
+from trickbag.tricks.augmentation import (
+    AlternatingFlip,
+    PadAndCrop,
+    RandomFlip,
+    RandomResizedCrop,
+    splitmix64,
+)
+from trickbag.tricks.base import Bag, Batch
 from trickbag.tricks.color import ColorJitter, Normalize, PCANoise
 from trickbag.tricks.erasing import RandomErasing
 
@@ -33,6 +43,32 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def batch(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=generator(seed))
+
+
+def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, shape, generator=generator(seed), dtype=torch.uint8)
+
+
+def draw(trick, *shape, seed: int = 0, step: int = 0, **where) -> tuple[Step, ...]:
+    return tuple(trick.draw(Batch(shape, step, **where), Stream(seed, trick.kind)))
+
+
+def drawn(trick, *shape, **values) -> np.ndarray:
+    """Arguments ``(batch, 10)`` of a trick that draws one step."""
+    (step,) = draw(trick, *shape, **values)
+    return step.args
+
+
+def levels(images: torch.Tensor, *steps: Step) -> torch.Tensor:
+    return execute(images, Program(steps), levels=True)
+
+
+def performed(trick, images: torch.Tensor, steps: tuple[Step, ...]) -> torch.Tensor:
+    """What a trick makes of images: uint8, or float32 where it acts on floats."""
+    table = trick.table(images.shape[1])
+    if trick.late:
+        return execute(images, Program((), None, steps))
+    return levels(images, *steps) if table is None else execute(images, Program(steps, table))
 
 
 def context(*tricks, channels=3, image_size=32, mean=(), std=(), pretrained=False):
@@ -55,12 +91,75 @@ def test_flip_mirrors_each_chosen_image_as_torchvision_does():
         assert torch.equal(flipped[i], image)
 
 
-def test_flip_draws_each_image_and_direction_on_its_own():
-    draws = RandomFlip(p=0.3, vertical=0.6).draw(torch.Size((20000, 3, 4, 4)), generator())
-    assert abs(draws["horizontal"].double().mean() - 0.3) < 0.015
-    assert abs(draws["vertical"].double().mean() - 0.6) < 0.015
-    both = (draws["horizontal"] & draws["vertical"]).double().mean()
-    assert abs(both - 0.18) < 0.015
+def test_random_flip_draws_each_image_and_direction_on_its_own():
+    (step,) = draw(RandomFlip(p=0.3, vertical=0.6), 20000, 3, 4, 4)
+    assert (step.ops == Op.FLIP).all()
+    horizontal, vertical = step.args[:, 0], step.args[:, 1]
+    assert set(np.unique(step.args[:, :2])) == {0, 1}
+    assert abs(horizontal.mean() - 0.3) < 0.015
+    assert abs(vertical.mean() - 0.6) < 0.015
+    assert abs((horizontal * vertical).mean() - 0.18) < 0.015
+
+
+def test_random_flip_mirrors_as_torchvision_does():
+    images = pixels(12, 3, 5, 7)
+    (step,) = draw(RandomFlip(vertical=0.5), *images.shape)
+    for image, args, result in zip(images, step.args, levels(images, step), strict=True):
+        image = tv.horizontal_flip(image) if args[0] else image
+        assert torch.equal(result, tv.vertical_flip(image) if args[1] else image)
+
+
+def test_alternating_flip_shows_both_versions_in_every_two_epochs():
+    indices = np.random.default_rng(0).permutation(5000)
+    shape = (len(indices), 3, 2, 3)
+    epochs = [drawn(AlternatingFlip(), *shape, epoch=e, indices=indices)[:, 0] for e in range(5)]
+    assert abs(epochs[0].mean() - 0.5) < 0.03
+    for one, other in pairwise(epochs):
+        np.testing.assert_array_equal(one, 1 - other)
+    images = pixels(8, 3, 2, 3)
+    for epoch in (0, 1):
+        steps = draw(AlternatingFlip(), *images.shape, epoch=epoch, indices=indices[:8])
+        expected = augment.flip(images, torch.from_numpy(epochs[epoch][:8] == 1))
+        assert torch.equal(levels(images, *steps), expected)
+
+
+def test_alternating_flip_tosses_by_position_and_seed_alone():
+    indices, rng = np.arange(100, 1100), np.random.default_rng(0)
+    first = drawn(AlternatingFlip(), 1000, 1, 2, 2, indices=indices)[:, 0]
+    for step in (3, 900):
+        order = rng.permutation(1000)
+        again = drawn(AlternatingFlip(), 1000, 1, 2, 2, step=step, epoch=2, indices=indices[order])[:, 0]
+        np.testing.assert_array_equal(again, first[order])
+    other = drawn(AlternatingFlip(), 1000, 1, 2, 2, seed=1, indices=indices)[:, 0]
+    assert 420 < (first == other).sum() < 580
+    runs = 1 + (first[1:] != first[:-1]).sum()
+    assert 420 < runs < 580, "neighbors in the split are related"
+
+
+def test_alternating_flip_share_takes_part_and_the_others_stay():
+    shape, indices = (20000, 1, 2, 2), np.arange(20000)
+    whole, some = (
+        [drawn(AlternatingFlip(share=x), *shape, epoch=e, indices=indices)[:, 0] for e in (0, 1)]
+        for x in (1, 0.3)
+    )
+    part = some[0] + some[1]
+    assert set(part) == {0, 1}
+    assert abs(part.mean() - 0.3) < 0.015
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(some[epoch], whole[epoch] * part)
+
+
+def test_alternating_flip_hashes_are_those_of_splitmix64():
+    def reference(state, count):
+        for _ in range(count):
+            state = (state + 0x9E3779B97F4A7C15) % 2**64
+            z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+            yield z ^ z >> 31
+
+    assert next(reference(1234567, 1)) == 6457827717110365317  # published test vector
+    for seed in (0, 1234567, 2**63 - 1):
+        assert splitmix64(seed, np.arange(50)).tolist() == list(reference(seed, 50))
 
 
 @pytest.mark.parametrize(("mode", "numpy_mode"), [("zero", "constant"), ("reflect", "reflect")])
@@ -76,9 +175,20 @@ def test_pad_and_crop_equals_numpy_pad_then_slice(mode, numpy_mode, height, widt
 
 
 def test_pad_and_crop_draws_every_offset_equally_often():
-    offsets = PadAndCrop(padding=2).draw(torch.Size((10000, 1, 8, 8)), generator())["offsets"]
-    table = torch.bincount(offsets[:, 0] * 5 + offsets[:, 1], minlength=25)
-    assert stats.chisquare(table.numpy()).pvalue > 1e-3
+    args = drawn(PadAndCrop(padding=2), 10000, 1, 8, 8)
+    table = np.bincount(((args[:, 0] + 2) * 5 + args[:, 1] + 2).astype(int), minlength=25)
+    assert len(table) == 25
+    assert stats.chisquare(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+@pytest.mark.parametrize(("height", "width", "padding"), [(5, 7, 2), (3, 2, 5), (1, 6, 1)])
+def test_pad_and_crop_cuts_the_drawn_windows(mode, height, width, padding):
+    images = pixels(40, 3, height, width)
+    (step,) = draw(PadAndCrop(padding=padding, mode=mode), *images.shape)
+    offsets = torch.from_numpy(step.args[:, :2]).long() + padding
+    expected = augment.pad_and_crop(images, offsets, padding, mode)
+    assert torch.equal(levels(images, step), expected)
 
 
 def test_pad_and_crop_rejects_unknown_mode():
@@ -147,47 +257,49 @@ def test_random_resized_crop_p_keeps_the_other_boxes():
 # ---------------------------------------------------------------- colors
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_color_operations_equal_torchvision_s(name, channels):
-    images = batch(64, channels, 9, 8)
-    images[0], images[1], images[2, :, :4] = 0.0, 1.0, 0.5
-    low, high = (-0.5, 0.5) if name == "hue" else (0.0, 2.0)
-    amounts = low + (high - low) * torch.rand(64, generator=generator(1))
-    ours = getattr(color, f"adjust_{name}")(images, amounts)
-    theirs = torch.stack(
-        [getattr(tv, f"adjust_{name}")(x, a.item()) for x, a in zip(images, amounts, strict=True)]
-    )
-    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
+JITTER_OPS = {Op.BRIGHTNESS: 0, Op.CONTRAST: 1, Op.SATURATION: 2, Op.HUE: 3}  # torchvision's numbers
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_color_jitter_equals_torchvision_s_operations_in_the_drawn_order(channels):
-    images = batch(48, channels, 6, 5)
-    trick = ColorJitter(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
-    draws = trick.draw(images.shape, generator(2))
-    operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
-    expected = images.clone()
-    for i in range(len(images)):
-        for k in draws["order"][i].tolist():
-            if k == color.HUE:
-                expected[i] = tv.adjust_hue(expected[i], draws["turns"][i].item())
-            else:
-                expected[i] = operations[k](expected[i], draws["factors"][i, k].item())
-    torch.testing.assert_close(trick.apply(images, draws), expected, atol=5e-6, rtol=0)
+@pytest.mark.parametrize(("reach", "hue"), [((0.4, 0.3, 0.2), 0.1), ((1, 1, 1), 0.5), ((0.4, 0, 0.4), 0)])
+def test_color_jitter_equals_torchvision_s_on_pillow_images_to_the_bit(channels, reach, hue, monkeypatch):
+    images = pixels(40, channels, 6, 5)
+    images[0], images[1], images[2, :, :3] = 0, 255, 128
+    brightness, contrast, saturation = reach
+    trick = ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+    steps = draw(trick, *images.shape, seed=2)
+    result = levels(images, *steps)
+    for i, image in enumerate(images):
+        order = [JITTER_OPS[Op(step.ops[i])] for step in steps]
+        amounts = [None] * 4
+        for k, step in zip(order, steps, strict=True):
+            amounts[k] = step.args[i, 0]
+        monkeypatch.setattr(TorchvisionJitter, "get_params", lambda *_, o=order, a=amounts: (o, *a))
+        expected = TorchvisionJitter()(tv.to_pil_image(image))
+        assert torch.equal(result[i], tv.pil_to_tensor(expected))
 
 
-def test_color_jitter_draws_uniform_coefficients_and_orders():
+def test_color_jitter_draws_uniform_amounts_and_orders():
     trick = ColorJitter(brightness=0.4, contrast=0.1, saturation=0.9, hue=0.2)
-    draws = trick.draw(torch.Size((12000, 3, 2, 2)), generator())
-    for column, reach in enumerate((0.4, 0.1, 0.9)):
-        uniform = stats.uniform(1 - reach, 2 * reach)
-        assert stats.kstest(draws["factors"][:, column].numpy(), uniform.cdf).pvalue > 1e-3
-    assert stats.kstest(draws["turns"].numpy(), stats.uniform(-0.2, 0.4).cdf).pvalue > 1e-3
-    code = draws["order"] @ torch.tensor([64, 16, 4, 1])
-    counts = code.unique(return_counts=True)[1].numpy()
+    steps = draw(trick, 12000, 3, 2, 2)
+    ops = np.stack([step.ops for step in steps], 1)
+    amounts = np.stack([step.args[:, 0] for step in steps], 1)
+    assert (np.sort(ops, 1) == sorted(JITTER_OPS)).all()
+    for op, center, reach in zip(JITTER_OPS, (1, 1, 1, 0), (0.4, 0.1, 0.9, 0.2), strict=True):
+        uniform = stats.uniform(center - reach, 2 * reach)
+        assert stats.kstest(amounts[ops == op], uniform.cdf).pvalue > 1e-3
+    counts = np.unique(ops.astype(int) @ [1000, 100, 10, 1], return_counts=True)[1]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_color_jitter_leaves_out_what_is_not_used_and_nothing_else():
+    whole = draw(ColorJitter(hue=0.1), 500, 3, 2, 2)
+    less = draw(ColorJitter(hue=0, contrast=0), 500, 3, 2, 2)
+    assert len(less) == 2
+    for i in range(500):
+        kept = [(s.ops[i], s.args[i, 0]) for s in whole if s.ops[i] in (Op.BRIGHTNESS, Op.SATURATION)]
+        assert kept == [(s.ops[i], s.args[i, 0]) for s in less]
 
 
 def test_pca_noise_follows_alexnet_s_formula_on_the_published_axes():
@@ -198,30 +310,52 @@ def test_pca_noise_follows_alexnet_s_formula_on_the_published_axes():
     amounts = torch.randn((50, 3), generator=generator(), dtype=torch.float64)
     expected = (axes @ (amounts.numpy() * eigenvalues).T).T
     np.testing.assert_allclose(color.pca_shift(amounts).numpy(), expected, atol=2e-4)
-    images = 0.4 + 0.2 * batch(50, 3, 4, 4).double()
-    added = color.pca_noise(images, 0.1 * color.pca_shift(amounts)) - images
-    np.testing.assert_allclose(added.mean((2, 3)).numpy(), 0.1 * expected, atol=2e-5)
 
 
 def test_pca_noise_draws_have_the_papers_covariance():
-    shift = PCANoise(std=0.1).draw(torch.Size((200000, 3, 2, 2)), generator())["shift"].double().numpy()
+    shift = drawn(PCANoise(std=0.1), 200000, 3, 2, 2)[:, :3] / 255
     axes, scales = np.array(color.PCA_EIGENVECTORS), np.array(color.PCA_EIGENVALUES)
     expected = axes @ np.diag((0.1 * scales) ** 2) @ axes.T
     np.testing.assert_allclose(np.cov(shift.T), expected, atol=0.01 * expected.max())
 
 
-def test_normalize_equals_torchvision_s_to_the_bit():
-    images = batch(4, 3, 5, 6)
-    mean, std = Normalize.IMAGENET_MEAN, Normalize.IMAGENET_STD
-    assert torch.equal(Normalize(mean=mean, std=std).apply(images, {}), tv.normalize(images, mean, std))
+@pytest.mark.parametrize("std", [0.1, 10])
+def test_pca_noise_adds_the_drawn_colors(std):
+    images = pixels(60, 3, 4, 5)
+    (step,) = draw(PCANoise(std=std), *images.shape)
+    assert (abs(step.args) <= 255).all()
+    exact = images.numpy() + step.args[:, :3, None, None]
+    result = levels(images, step).numpy()
+    np.testing.assert_allclose(result, exact.clip(0, 255), atol=0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_equals_torchvision_s_to_the_bit(channels):
+    images = pixels(4, channels, 5, 6)
+    mean, std = Normalize.IMAGENET_MEAN[:channels], Normalize.IMAGENET_STD[:channels]
+    trick = Normalize(mean=mean, std=std)
+    expected = tv.normalize(images.float() / 255, mean, std)
+    assert torch.equal(performed(trick, images, draw(trick, *images.shape)), expected)
+    assert torch.equal(trick(images), expected)
+    assert torch.equal(color.normalize(images.float() / 255, mean, std), expected)
+    ramp = torch.arange(256).float().expand(1, channels, 1, 256) / 255
+    assert torch.equal(torch.from_numpy(trick.table(channels)), color.normalize(ramp, mean, std)[0, :, 0])
+
+
+def test_normalize_gives_one_value_to_all_channels_and_knows_imagenet_s():
+    one, three = Normalize(mean=(0.4,), std=(0.2,)), Normalize(mean=(0.4,) * 3, std=(0.2,) * 3)
+    np.testing.assert_array_equal(one.table(3), three.table(3))
+    given = Normalize(mean=Normalize.IMAGENET_MEAN, std=Normalize.IMAGENET_STD)
+    np.testing.assert_array_equal(Normalize().table(3), given.table(3))
+    assert Normalize().table(1).shape == (1, 256)
+    assert Normalize().table(1).dtype == np.float32
 
 
 def test_normalize_he_constants_are_those_of_the_paper():
-    images = torch.randint(0, 256, (4, 3, 5, 6), generator=generator()).double()
     mean, std = ([123.68, 116.779, 103.939], [58.393, 57.12, 57.375])
-    expected = (images.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    expected = (np.arange(256.0) - np.reshape(mean, (3, 1))) / np.reshape(std, (3, 1))
     trick = Normalize(mean=Normalize.HE_MEAN, std=Normalize.HE_STD)
-    np.testing.assert_allclose(trick.apply(images / 255, {}).numpy(), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(trick.table(3), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_normalize_resolves_from_weights_then_data_then_imagenet():
@@ -293,8 +427,10 @@ def test_erasing_boxes_lie_inside_and_never_cover_a_whole_side(height, width, se
 
 
 def test_noise_is_uniform_normal_and_independent_between_pixels_and_images():
-    draws = RandomErasing(fill="pixel").draw(torch.Size((40, 3, 32, 32)), generator())
-    uniform = erasing.uniform_noise(draws["seeds"], (40, 3, 32, 32))
+    seeds = torch.from_numpy(drawn(RandomErasing(fill="pixel"), 40, 3, 32, 32)[:, 5:7]).long()
+    assert (seeds >= 0).all()
+    assert (seeds < 2**31).all()
+    uniform = erasing.uniform_noise(seeds, (40, 3, 32, 32))
     assert uniform.dtype == torch.float32
     assert uniform.min() > 0
     assert uniform.max() < 1
@@ -317,93 +453,163 @@ def test_noise_of_neighboring_seeds_is_unrelated():
     assert abs(shifted) < 0.045
 
 
-@pytest.mark.parametrize(("when", "reference"), [("before", "uniform"), ("after", "norm")])
-def test_erasing_colors_one_a_box_and_channel(when, reference):
-    trick = RandomErasing(p=1, area=(0.3, 0.3), aspect=(1, 1), fill="channel", when=when)
-    images = torch.full((1500, 3, 8, 8), 7.0)
-    erased = trick.apply(images, trick.draw(images.shape, generator()))
-    mask = erased != 7
-    assert (mask.flatten(1).sum(1) == 3 * 16).all()
-    values = erased[mask].view(1500, 3, 16)
+ALWAYS = {"p": 1, "area": (0.3, 0.3), "aspect": (1, 1)}
+
+
+def test_random_erasing_draws_the_boxes_of_its_functional_form():
+    trick = RandomErasing(p=0.6, area=(0.1, 0.4), aspect=(0.5, 2))
+    boxes = erasing.random_erasing_boxes(
+        (300, 3, 9, 11),
+        Stream(5, "random_erasing").torch(2),
+        p=trick.p,
+        area=trick.area,
+        aspect=trick.aspect,
+    )
+    (step,) = draw(trick, 300, 3, 9, 11, seed=5, step=2)
+    assert (step.ops == Op.ERASE).all()
+    np.testing.assert_array_equal(step.args[:, :4], boxes.numpy())
+
+
+@pytest.mark.parametrize(("when", "values"), [("before", (0.3, 1)), ("after", (0.3, -2.5, 300))])
+def test_random_erasing_fills_with_its_value_on_the_scale_of_the_moment(when, values):
+    images = pixels(30, 3, 8, 7)
+    for value in values:
+        trick = RandomErasing(p=0.7, value=value, when=when)
+        assert trick.late == (when == "after")
+        (step,) = draw(trick, *images.shape)
+        mask = augment.box_mask(torch.from_numpy(step.args[:, :4]).long(), 8, 7)
+        erased = performed(trick, images, (step,))
+        before = images if when == "before" else images / 255
+        constant = torch.tensor(round(255 * value) if when == "before" else value, dtype=before.dtype)
+        assert torch.equal(erased, torch.where(mask, constant, before))
+
+
+def test_random_erasing_before_normalization_fills_boxes_with_uniform_colors():
+    images = torch.zeros((3000, 3, 8, 8), dtype=torch.uint8)
+    trick = RandomErasing(**ALWAYS, fill="channel", when="before")
+    (step,) = draw(trick, *images.shape)
+    mask = augment.box_mask(torch.from_numpy(step.args[:, :4]).long(), 8, 8)
+    assert (mask.sum((1, 2, 3)) == 16).all()
+    values = levels(images, step).masked_select(mask).view(3000, 3, 16)
     assert (values == values[:, :, :1]).all()
-    assert stats.kstest(values[:, :, 0].flatten().double().numpy(), reference).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(values[:, :, 0].flatten(), minlength=256)).pvalue > 1e-3
+    assert abs(np.corrcoef(values[:, :, 0].T) - np.eye(3)).max() < 0.08
+
+
+def test_random_erasing_after_normalization_fills_boxes_with_normal_colors():
+    images = torch.zeros((1500, 3, 8, 8), dtype=torch.uint8)
+    trick = RandomErasing(**ALWAYS, fill="channel")
+    (step,) = draw(trick, *images.shape)
+    mask = augment.box_mask(torch.from_numpy(step.args[:, :4]).long(), 8, 8)
+    values = performed(trick, images, (step,)).masked_select(mask).view(1500, 3, 16)
+    assert (values == values[:, :, :1]).all()
+    assert stats.kstest(values[:, :, 0].flatten().double().numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_random_erasing_fills_pixels_with_noise(when):
+    images = torch.zeros((300, 3, 16, 16), dtype=torch.uint8)
+    trick = RandomErasing(**ALWAYS, fill="pixel", when=when)
+    (step,) = draw(trick, *images.shape)
+    mask = augment.box_mask(torch.from_numpy(step.args[:, :4]).long(), 16, 16)
+    values = performed(trick, images, (step,)).masked_select(mask).numpy()
+    if when == "before":
+        assert stats.chisquare(np.bincount(values, minlength=256)).pvalue > 1e-3
+    else:
+        assert stats.kstest(values.astype(float), "norm").pvalue > 1e-3
 
 
 def test_erasing_acts_on_its_side_of_normalization():
     normalize = Normalize()
     assert RandomErasing(when="before").order < normalize.order < RandomErasing(when="after").order
     assert ColorJitter().order < RandomErasing(when="before").order
-    for trick in (ColorJitter(), PCANoise(), PadAndCrop(), RandomFlip()):
+    assert RandomErasing(when="after").late
+    assert not RandomErasing(when="before").late
+    for trick in (ColorJitter(), PCANoise(), PadAndCrop(), RandomFlip(), AlternatingFlip()):
         assert trick.order < normalize.order
+        assert not trick.late
 
 
 # ---------------------------------------------------------------- promises of every image trick
 
-PHOTOMETRIC = [
+IMAGE_TRICKS = [
     ColorJitter(brightness=1, contrast=1, saturation=1, hue=0.5),
     ColorJitter(saturation=0),
     PCANoise(std=5),
     RandomErasing(p=0.7, fill="channel", when="before"),
     RandomErasing(p=0.7, fill="pixel", when="before"),
-]
-IMAGE_TRICKS = [
-    *PHOTOMETRIC,
+    RandomErasing(p=0.7, value=0.3, when="before"),
     RandomFlip(vertical=0.5),
+    AlternatingFlip(share=0.7),
     PadAndCrop(padding=3),
     PadAndCrop(padding=3, mode="reflect"),
     Normalize(mean=(0.4,), std=(0.2,)),
     RandomErasing(p=0.7, value=0.3),
+    RandomErasing(p=0.7, fill="channel"),
     RandomErasing(p=0.7, fill="pixel"),
 ]
 each_image_trick = pytest.mark.parametrize("trick", IMAGE_TRICKS, ids=repr)
 shapes = st.tuples(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
 
 
-def take(draws, index):
-    return {name: tensor[index] for name, tensor in draws.items()}
-
-
 def usable(trick, shape):
     return (shape[0], 3, *shape[2:]) if trick.kind == "pca_noise" else shape
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        np.array_equal(a.ops, b.ops) and np.array_equal(a.args, b.args)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 @each_image_trick
 @settings(deadline=None, max_examples=15)
 @given(shapes, seeds, st.data())
 def test_image_tricks_act_on_each_image_by_its_draws_alone(trick, shape, seed, data):
-    images = batch(*usable(trick, shape), seed=seed)
+    images = pixels(*usable(trick, shape), seed=seed)
     before = images.clone()
-    draws = trick.draw(images.shape, generator(seed))
-    assert all(len(tensor) == len(images) for tensor in draws.values())
-    result = trick.apply(images, draws)
+    steps = draw(trick, *images.shape, seed=seed)
+    assert all(step.ops.shape == (len(images),) for step in steps)
+    result = performed(trick, images, steps)
     assert result.shape == images.shape
-    assert result.dtype == images.dtype
     assert torch.equal(images, before), "changed its input"
-    assert torch.equal(trick.apply(images, draws), result), "not a function of images and draws"
-    if trick in PHOTOMETRIC:
-        assert result.min() >= 0
-        assert result.max() <= 1
-    order = torch.tensor(data.draw(st.permutations(range(len(images)))))
-    torch.testing.assert_close(
-        trick.apply(images[order], take(draws, order)), result[order], atol=2e-6, rtol=0
-    )
+    assert torch.equal(performed(trick, images, steps), result), "not a function of images and draws"
+    order = data.draw(st.permutations(range(len(images))))
+    shuffled = tuple(Step(step.ops[order], step.args[order]) for step in steps)
+    assert torch.equal(performed(trick, images[order], shuffled), result[order])
     start = data.draw(st.integers(0, len(images) - 1))
     part = slice(start, data.draw(st.integers(start + 1, len(images))))
-    torch.testing.assert_close(trick.apply(images[part], take(draws, part)), result[part], atol=2e-6, rtol=0)
+    some = tuple(step.part(part) for step in steps)
+    assert torch.equal(performed(trick, images[part], some), result[part])
 
 
 @each_image_trick
-def test_image_tricks_draw_from_their_generator_alone(trick):
-    shape = torch.Size((5, 3, 8, 8))
-    torch.manual_seed(1)
-    first = trick.draw(shape, generator(4))
-    state = torch.random.get_rng_state()
-    torch.manual_seed(2)
-    second = trick.draw(shape, generator(4))
-    torch.manual_seed(1)
-    assert torch.equal(state, torch.random.get_rng_state()), "moved the global generator"
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_image_tricks_draw_from_their_stream_alone(trick):
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1]
+        drawn.append(draw(trick, 50, 3, 8, 8, seed=4, step=6))
+        assert torch.equal(states[0], torch.random.get_rng_state()), "moved a global generator"
+        assert states[1] == random.getstate(), "moved a global generator"
+        assert np.array_equal(states[2], np.random.get_state()[1]), "moved a global generator"
+    assert same(*drawn)
+    if drawn[0]:
+        assert not same(drawn[0], draw(trick, 50, 3, 8, 8, seed=5, step=6))
+        other = draw(trick, 50, 3, 8, 8, seed=4, step=7)
+        assert same(drawn[0], other) == (trick.kind == "alternating_flip")
+        assert len(other) == len(drawn[0])
+
+
+@each_image_trick
+def test_image_tricks_called_on_a_batch_do_what_they_draw(trick):
+    images = pixels(6, 3, 7, 8)
+    steps = draw(trick, *images.shape, seed=3, step=2)
+    given = images / 255 if trick.late else images
+    assert torch.equal(trick(given, seed=3, step=2), performed(trick, images, steps))
 
 
 @pytest.mark.parametrize(
@@ -413,27 +619,31 @@ def test_image_tricks_draw_from_their_generator_alone(trick):
 @given(shapes, seeds)
 def test_image_tricks_at_null_return_the_same_bits(trick, shape, seed):
     null = trick.null()
-    images = batch(*usable(null, shape), seed=seed)
-    images.view(-1)[:1] = -0.0
-    result = null.apply(images, null.draw(images.shape, generator(seed)))
-    assert torch.equal(result.view(torch.int32), images.view(torch.int32))
+    images = pixels(*usable(null, shape), seed=seed)
+    assert draw(null, *images.shape, seed=seed) == ()
+    table = null.table(images.shape[1])
+    if table is not None:
+        np.testing.assert_array_equal(table.view(np.int32), Program().floats(images.shape[1]).view(np.int32))
 
 
 def test_unchosen_images_keep_their_bits():
-    images = batch(200, 3, 6, 6)
-    trick = RandomErasing(p=0.5, fill="pixel")
-    draws = trick.draw(images.shape, generator())
-    spared = draws["boxes"][:, 2] == 0
-    assert 60 < spared.sum() < 140
-    assert torch.equal(trick.apply(images, draws)[spared], images[spared])
-    assert (trick.apply(images, draws)[~spared] != images[~spared]).flatten(1).any(1).all()
+    images = pixels(200, 3, 6, 6)
+    for when in ("before", "after"):
+        trick = RandomErasing(p=0.5, fill="pixel", when=when)
+        steps = draw(trick, *images.shape)
+        spared = torch.from_numpy(steps[0].args[:, 2] == 0)
+        assert 60 < spared.sum() < 140
+        result = performed(trick, images, steps)
+        before = images if when == "before" else images / 255
+        assert torch.equal(result[spared], before[spared])
+        assert (result[~spared] != before[~spared]).flatten(1).any(1).all()
 
 
 def test_probability_does_not_move_the_draws_of_images_that_stay_chosen():
-    shape = torch.Size((300, 3, 8, 8))
-    rare, often = (RandomErasing(p=p).draw(shape, generator(1))["boxes"] for p in (0.2, 0.6))
-    chosen = rare[:, 2] > 0
-    assert torch.equal(rare[chosen], often[chosen])
+    for fill in ("channel", "pixel"):
+        rare, often = (drawn(RandomErasing(p=p, fill=fill), 300, 3, 8, 8, seed=1) for p in (0.2, 0.6))
+        chosen = rare[:, 2] > 0
+        np.testing.assert_array_equal(rare[chosen], often[chosen])
 
 
 # ---------------------------------------------------------------- saying no
@@ -448,6 +658,8 @@ def test_probability_does_not_move_the_draws_of_images_that_stay_chosen():
         (Normalize(mean=(0.5, 0.5, 0.5)), {"channels": 1}),
         (Normalize(mean=(0.5, 0.5), std=(1.0, 1.0)), {}),
         (PadAndCrop(padding=8), {"image_size": 8}),
+        (RandomErasing(when="before", value=1.5), {}),
+        (RandomErasing(when="before", value=-0.5), {}),
     ],
     ids=repr,
 )
@@ -481,6 +693,7 @@ def test_random_colors_without_normalization_are_noted():
     ("trick", "values"),
     [
         (RandomFlip, {"p": 1.5}),
+        (AlternatingFlip, {"share": -0.1}),
         (PadAndCrop, {"padding": -1}),
         (PadAndCrop, {"mode": "wrap"}),
         (RandomResizedCrop, {"area": (0.5, 0.2)}),

@@ -18,11 +18,12 @@ from torch import nn
 from torchvision.models import convnext_tiny
 
 from trickbag.data.base import DataFacts
+from trickbag.functional import muon
 from trickbag.functional.param_groups import decayed_names, is_norm, split_decay
 from trickbag.plan import Context, parameter_groups
 from trickbag.recipe.model import Recipe
 from trickbag.tricks import precision
-from trickbag.tricks.optimization import DEFAULT, SGD, AdamW, Nesterov
+from trickbag.tricks.optimization import DEFAULT, SGD, AdamW, Muon, Nesterov
 from trickbag.tricks.param_groups import NoBiasNormDecay
 from trickbag.tricks.precision import MixedPrecision
 
@@ -94,7 +95,7 @@ def test_optimizers_use_fused_kernels_and_keep_names():
 
 
 def test_an_empty_slot_is_plain_sgd():
-    for trick in (SGD, Nesterov, AdamW):
+    for trick in (SGD, Nesterov, AdamW, Muon):
         assert trick.null() == DEFAULT
         assert trick.slot == "optimizer"
     assert (DEFAULT.lr, DEFAULT.momentum, DEFAULT.weight_decay) == (0.1, 0.0, 0.0)
@@ -110,11 +111,192 @@ def test_an_empty_slot_is_plain_sgd():
         (Nesterov, {"momentum": 0}),
         (AdamW, {"betas": (0.9, 1.0)}),
         (AdamW, {"eps": 0}),
+        (Muon, {"momentum": 1}),
+        (Muon, {"steps": 0}),
+        (Muon, {"scale": "spectral"}),
+        (Muon, {"head_lr": 0}),
     ],
 )
 def test_settings_out_of_bounds_are_refused(trick, bad):
     with pytest.raises(ValidationError):
         trick(**bad)
+
+
+def newton_schulz(matrix, steps=5):
+    """Jordan et al. 2024, in float64."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+SHAPES = [(16, 16), (16, 24), (16, 144), (144, 16), (24, 16), (1, 9), (9, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_orthogonalize_equals_newton_schulz_in_float64(shape, steps):
+    rng = np.random.default_rng(0)
+    matrices = rng.normal(size=(3, *shape))
+    u, s, v = np.linalg.svd(matrices[2], full_matrices=False)
+    matrices[2] = u * 10.0 ** -np.arange(len(s)) @ v  # far from orthogonal
+    wanted = np.stack([newton_schulz(m, steps) for m in matrices])
+    found = muon.orthogonalize(torch.tensor(matrices), steps)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-10)
+    single = muon.orthogonalize(torch.tensor(matrices, dtype=torch.float32), steps)
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single.numpy(), wanted, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_brings_singular_values_near_1_and_keeps_singular_vectors(shape):
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ muon.orthogonalize(matrix[None])[0] @ vh.T
+    torch.testing.assert_close(inner, inner.diagonal().diag(), rtol=0, atol=1e-9)
+    large = s > 0.01 * s.norm()
+    assert inner.diagonal()[large].min() > 0.65
+    assert inner.diagonal().max() < 1.25
+    assert not muon.orthogonalize(torch.zeros(2, 3, 4)).any()
+
+
+def run(optimizer, parameters, gradients):
+    for at_step in gradients:
+        for p, g in zip(parameters, at_step, strict=True):
+            p.grad = torch.tensor(g, dtype=p.dtype).reshape(p.shape)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_equals_torchs_on_matrices(nesterov, scale):
+    """torch computes in bfloat16, whose 8 bits bound the difference."""
+    rng = np.random.default_rng(0)
+    starts = [rng.normal(size=shape) for shape in ((8, 12), (12, 8), (8, 12), (6, 6))]
+    gradients = [[rng.normal(size=w.shape) for w in starts] for _ in range(5)]
+    ours, theirs = ([nn.Parameter(torch.tensor(w, dtype=torch.float32)) for w in starts] for _ in range(2))
+    settings = {"lr": 0.1, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.3}
+    run(muon.Muon(ours, scale=scale, **settings), ours, gradients)
+    run(torch.optim.Muon(theirs, adjust_lr_fn=scale, **settings), theirs, gradients)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_kernels_for_matrices_and_follows_the_formula(layout, normalize):
+    rng = np.random.default_rng(0)
+    starts = [rng.normal(size=shape) for shape in ((6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 3, 3), (5, 7))]
+    gradients = [[rng.normal(size=w.shape) for w in starts] for _ in range(4)]
+    parameters = [
+        nn.Parameter(torch.tensor(w).to(memory_format=layout) if w.ndim == 4 else torch.tensor(w))
+        for w in starts
+    ]
+    trick = Muon(lr=0.1, momentum=0.6, weight_decay=0.2, normalize=normalize, steps=3)
+    run(trick.build([{"params": parameters}]), parameters, gradients)
+    for index, start in enumerate(starts):
+        w, m = start.reshape(len(start), -1), 0.0
+        for at_step in gradients:
+            g = at_step[index].reshape(w.shape)
+            m = 0.6 * m + g
+            if normalize:  # airbench94_muon.py
+                w = w * len(w) ** 0.5 / np.linalg.norm(w)
+            u = newton_schulz(g + 0.6 * m, 3) * max(1, w.shape[0] / w.shape[1]) ** 0.5
+            w = w * (1 - 0.1 * 0.2) - 0.1 * u
+        np.testing.assert_allclose(parameters[index].detach().numpy(), w.reshape(start.shape), rtol=1e-8)
+
+
+@pytest.mark.parametrize("other", ["adamw", "nesterov"])
+def test_muon_leaves_the_rest_to_torch_optimizers_with_rates_of_their_own(other):
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(20, 2)
+        ).double()
+
+    ours, theirs = net(), net()
+    names = [n for n, _ in ours.named_parameters()]
+    assert names[4] == "2.weight"
+    trick = Muon(
+        lr=0.02, other=other, other_lr=0.01, other_weight_decay=0.1, head_lr=0.3, head_weight_decay=0.0
+    )
+    optimizer = trick.build(trick.groups(ours, parameter_groups(ours)))
+    rest = [p for n, p in theirs.named_parameters() if n not in ("2.weight", "4.weight")]
+    groups = [
+        {"params": rest, "lr": 0.01, "weight_decay": 0.1},
+        {"params": [theirs[4].weight], "lr": 0.3, "weight_decay": 0.0},
+    ]
+    if other == "adamw":
+        reference = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    else:
+        reference = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+    rng = np.random.default_rng(0)
+    for step in range(4):
+        values = [rng.normal(size=p.shape) for p in ours.parameters()]
+        rate = 1 / (1 + step)  # a schedule, as the engine applies it
+        for group in optimizer.param_groups:
+            group["lr"] = trick.lr * rate * group.get("lr_scale", 1.0)
+        for group, base in zip(reference.param_groups, (0.01, 0.3), strict=True):
+            group["lr"] = base * rate
+        run(optimizer, list(ours.parameters()), [values])
+        run(reference, list(theirs.parameters()), [values])
+        if step == 1:  # and a state that has been saved and loaded
+            optimizer.load_state_dict(optimizer.state_dict())
+    for name, p in ours.named_parameters():
+        if name != "2.weight":
+            torch.testing.assert_close(p, theirs.get_parameter(name), rtol=1e-10, atol=1e-12)
+    assert not torch.equal(ours[2].weight, theirs[2].weight)
+    assert set(optimizer.state[ours[2].weight]) == {"momentum_buffer"}
+
+
+def test_muon_acts_on_hidden_weights_and_on_nothing_else():
+    for name, count in (("resnet18", 19), ("vit_tiny_patch16_224", 48), ("mobilenetv3_small_100", 41)):
+        model = meta(name)
+        groups = parameter_groups(model, (NoBiasNormDecay(),))
+        found = Muon(weight_decay=0.1, other_weight_decay=0.2).groups(model, groups)
+        names = [n for g in found for n in g["names"]]
+        assert sorted(names) == sorted(n for n, _ in model.named_parameters())
+        hidden = {n for g in found if g["muon"] for n in g["names"]}
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        inner = list(layers)[1:-1]
+        assert hidden == {f"{n}.weight" for n in inner if getattr(layers[n], "groups", 1) == 1}
+        assert len(hidden) == count
+        assert [g["names"] for g in found if g["head"]] == [[f"{list(layers)[-1]}.weight"]]
+        for group in found:
+            assert all(
+                model.get_parameter(n) is p for n, p in zip(group["names"], group["params"], strict=True)
+            )
+            spared = not any(n in decayed_names(model) for n in group["names"])
+            wanted = 0.0 if spared else None if group["muon"] else 0.2
+            assert group.get("weight_decay") == wanted
+            assert group.get("lr_scale", 1.0) == pytest.approx(1.0 if group["muon"] else 1e-3 / 0.02)
+        everything = Muon(first=True, last=True).groups(model, groups)
+        assert len({n for g in everything if g["muon"] for n in g["names"]}) == count + 2
+    scaled = [{**g, "lr_scale": 0.5} for g in parameter_groups(meta("resnet18"))]
+    scales = {g["muon"]: g["lr_scale"] for g in Muon(lr=0.02, other_lr=0.01).groups(meta("resnet18"), scaled)}
+    assert scales == {True: 0.5, False: 0.25}
+
+
+def test_muon_says_where_it_cannot_act():
+    with pytest.raises(ValueError, match=r"not for parameters of shape \(3,\)"):
+        muon.Muon([nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match="no other optimizer"):
+        muon.Muon([{"params": [nn.Parameter(torch.zeros(3))], "muon": False}])
+    weight = nn.Parameter(torch.zeros(3, 3))
+    optimizer = muon.Muon([weight], scale="odd")
+    with pytest.raises(ValueError, match="expected 'original'"):
+        run(optimizer, [weight], [[np.ones((3, 3))]])
+    assert list(Muon().check(context())) == []
+    linear = context()
+    vars(linear)["model"] = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    (problem,) = Muon().check(linear)
+    assert "no weights of hidden layers" in problem.what
+    vars(linear)["model"] = nn.Flatten()
+    (problem,) = Muon().check(linear)
+    assert "no convolution or linear layer" in problem.what
 
 
 def meta(name):

@@ -14,6 +14,7 @@ from trickbag.recipe import load as load_recipe
 
 if TYPE_CHECKING:
     from trickbag.data.base import DataFacts, DataSet
+    from trickbag.data.preparing import Prepared
     from trickbag.engine.run import Run
     from trickbag.engine.train import Status
     from trickbag.plan import Plan
@@ -55,6 +56,24 @@ def compile_plan(
 
     loaded = load(_spec(data), progress)
     return planning.compile(_recipe(recipe), loaded.facts, Device(device).type), loaded
+
+
+def prepare(
+    data: DataSpec | str | Path, *, progress: Callable[[str, int, int], None] | None = None
+) -> Prepared:
+    """Make a copy of the images that is quick to read; training on the same data then finds it.
+
+    Args:
+        data: a data specification, whose ``short_side``, ``keep`` and ``quality`` say what the copy is,
+            or what the command line's DATA accepts.
+        progress: told what is read, how many images are done, and how many there are.
+
+    Raises:
+        DataError: there is nothing to prepare, the data cannot be read, or the copy cannot be written.
+    """
+    from trickbag.data.preparing import prepare as make
+
+    return make(_spec(data), progress)
 
 
 def train(

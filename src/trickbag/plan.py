@@ -15,8 +15,10 @@ from trickbag.rng import Stream
 from trickbag.tricks.base import (
     Bag,
     CropTrick,
+    GradientTrick,
     ImageTrick,
     LossTrick,
+    MicroBatchTrick,
     MixTrick,
     ModelTrick,
     OptimizerTrick,
@@ -24,6 +26,7 @@ from trickbag.tricks.base import (
     ParamGroupTrick,
     PrecisionTrick,
     PredictTrick,
+    ResolutionTrick,
     ScheduleTrick,
     StopTrick,
     Timeline,
@@ -119,6 +122,16 @@ class Plan:
         return self.bag.of(MixTrick)
 
     @cached_property
+    def models(self) -> tuple[ModelTrick, ...]:
+        """What edits the model."""
+        return self.bag.of(ModelTrick)
+
+    @cached_property
+    def gradients(self) -> tuple[GradientTrick, ...]:
+        """What changes gradients."""
+        return self.bag.of(GradientTrick)
+
+    @cached_property
     def weights(self) -> tuple[WeightsTrick, ...]:
         """Averages kept beside the raw weights."""
         return self.bag.of(WeightsTrick)
@@ -155,19 +168,45 @@ class Plan:
         factors = (t.factor(step, self.timeline) for t in self.schedules)
         return self.optimizer.lr * math.prod(factors)
 
+    def image_size(self, step: int) -> int:
+        """Height and width of the training images of the update numbered ``step`` (from 0), in pixels."""
+        size = self.recipe.image_size
+        for trick in self._resolution:
+            size = trick.size(step, self.timeline, size)
+        return size
+
+    @cached_property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Every size that training images have at some time, the smallest first."""
+        epochs = range(0, self.timeline.steps, self.timeline.steps_per_epoch)
+        return tuple(sorted({self.image_size(step) for step in epochs}))
+
+    @cached_property
+    def _resolution(self) -> tuple[ResolutionTrick, ...]:
+        return self.bag.of(ResolutionTrick)
+
+    def parts(self, images: int) -> int:
+        """Number of parts in which a process's share of ``images`` goes through the model."""
+        return next((trick.parts(images) for trick in self._micro_batch), 1)
+
+    @cached_property
+    def _micro_batch(self) -> tuple[MicroBatchTrick, ...]:
+        return self.bag.of(MicroBatchTrick)
+
     def build_model(self, stream: Stream, device: str = "cpu") -> nn.Module:
         """The edited model with initial weights, which depend on ``stream`` alone."""
         from trickbag import tasks
 
         init = stream.child("init")
         model = tasks.of(self.recipe.task).build_model(self.recipe.model, self.facts, init, device)
-        for trick in self.bag.of(ModelTrick):
+        for trick in self.models:
             model = trick.edit(model, init.child(trick.kind))
         return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the model's parameter groups."""
-        return self.optimizer.build(parameter_groups(model, self.bag.of(ParamGroupTrick)))
+        groups = parameter_groups(model, self.bag.of(ParamGroupTrick))
+        return self.optimizer.build(self.optimizer.groups(model, groups))
 
     def loss(self) -> Loss:
         """The wrapped loss over dense targets."""
@@ -291,9 +330,12 @@ def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:
             for p in error.problems:
                 fix = p.fix or f"remove it: --without {trick.kind}"
                 yield Problem(p.what, f"trick {trick.kind}", p.expected, fix)
-    batch = min(2, plan.recipe.batch_size)  # batch norm cannot train on a single value a channel
-    for name, size in {"image_size": plan.recipe.image_size, "eval_size": plan.recipe.evaluation[1]}.items():
-        model.train(name == "image_size")
+    smallest = plan.recipe.batch_size // plan.parts(plan.recipe.batch_size)
+    batch = min(2, smallest)  # batch norm cannot train on a single value a channel
+    sizes = {"recipe, image_size": plan.recipe.image_size, "recipe, eval_size": plan.recipe.evaluation[1]}
+    sizes |= {f"trick {t.kind}": plan.image_sizes[0] for t in plan.bag.of(ResolutionTrick)}
+    for where, size in sizes.items():
+        model.train(where != "recipe, eval_size")
         image = torch.empty(batch, plan.facts.channels, size, size, device="meta")
         try:
             with torch.no_grad():
@@ -302,7 +344,7 @@ def _model_problems(plan: Plan, known: set[str | None]) -> Iterator[Problem]:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             yield Problem(
                 f"model {spec.name} cannot take images of {size} px: {reason}",
-                f"recipe, {name}",
+                where,
                 fix="choose another size, a larger batch, or a model made for it (see `trickbag recipes`)",
             )
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
@@ -46,6 +48,48 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; one a core unless told otherwise.")
 ]
+KEEPING: dict[str, tuple[str, Any]] = {
+    "short_side": (
+        "--short-side",
+        Annotated[
+            int | None,
+            typer.Option(min=1, metavar="PIXELS", help="Shrink larger images once, to this short side."),
+        ],
+    ),
+    "keep": (
+        "--keep",
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="HOW",
+                help="How images are kept between epochs: decoded (raw), encoded anew (jpeg), as they came "
+                "(encoded), or decoded if they fit memory (auto).",
+            ),
+        ],
+    ),
+    "quality": (
+        "--quality",
+        Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality, with --keep jpeg; else 90.")],
+    ),
+}
+"""Settings of the data that have options of their own: the option, and its type."""
+
+
+def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes ``--set`` the options of :data:`KEEPING`, which win over it."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        values = {name: given.pop(name, None) for name in KEEPING}
+        more = [f"data.{name}={value}" for name, value in values.items() if value is not None]
+        command(**given | {"set_": [*(given.get("set_") or ()), *more]})
+
+    signature = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    extra = [inspect.Parameter(name, kind, default=None, annotation=to) for name, (_, to) in KEEPING.items()]
+    parameters = [*signature.parameters.values(), *extra]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapped
 
 
 def console(*, quiet: bool = False) -> Console:
@@ -103,7 +147,7 @@ def read_data(text: str, settings: Sequence[str] | None) -> DataSpec:
         if not equals:
             raise UsageError(f"cannot read data.{setting}", where="--set", expected="data.KEY=VALUE")
         key = key.strip()
-        flags[key] = f"--set data.{setting}"
+        flags[key] = f"{KEEPING[key][0]} {value}" if key in KEEPING else f"--set data.{setting}"
         if key not in DataSpec.model_fields:
             near = nearest(key, DataSpec.model_fields)
             raise DataError(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trickbag.cli import catalogue, quickstart, study, train
+from trickbag.cli import catalogue, prepare, quickstart, study, train
 
 FILES = 9
 INTERRUPTED = 130
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("quickstart")(quickstart.quickstart)
+app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("predict")(train.predict)

@@ -18,6 +18,7 @@ from trickbag.cli.common import (
     WithOption,
     WithoutOption,
     console,
+    keeping_options,
     print_json,
     read_data,
     read_recipe,
@@ -132,6 +133,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 @app.command()
+@keeping_options
 def plan(
     data: DataArgument,
     baseline: BaselineOption = None,
@@ -213,6 +215,7 @@ def _conduct(spec: StudySpec, folder: Path, runs: Path, out: Console) -> Conduct
 
 
 @app.command()
+@keeping_options
 def run(
     data: DataArgument,
     baseline: BaselineOption = None,

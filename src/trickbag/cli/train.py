@@ -22,6 +22,7 @@ from trickbag.cli.common import (
     WithOption,
     WithoutOption,
     console,
+    keeping_options,
     print_json,
     read_data,
     read_recipe,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")]
 
 
+@keeping_options
 def train(
     recipe: RecipeArgument,
     data: DataArgument,
@@ -172,6 +174,7 @@ def _change(
     return lambda _: read_recipe(str(run / "recipe.yaml"), set_, with_, without)
 
 
+@keeping_options
 def evaluate(
     run: RunArgument,
     data: Annotated[

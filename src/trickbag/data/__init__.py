@@ -48,7 +48,7 @@ def facts(spec: DataSpec) -> DataFacts:
     Raises:
         DataError: the data set cannot be read or split.
     """
-    if spec.source == "digits" and spec.groups is None:
+    if spec.source == "digits" and spec.groups is None and spec.as_found:
         from trickbag.data.digits import digits_facts
 
         return digits_facts(spec)

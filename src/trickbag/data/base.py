@@ -6,13 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from trickbag.imageops.program import Program
+
 SPLITS = ("train", "selection", "test")
+QUALITY = 90
+Keep = Literal["auto", "raw", "jpeg", "encoded"]
 
 
 class DataSpec(BaseModel):
@@ -32,6 +36,12 @@ class DataSpec(BaseModel):
         max_bad: share of unreadable images past which loading stops.
         cache: True to keep decoded images on disk, shared by later runs.
         memory_share: decoded images are kept resident if they fit this share of memory.
+        short_side: images whose shorter side is larger are resized to this once (bicubic, antialiased,
+            aspect kept), before anything else sees them; smaller ones stay as they are.
+        keep: how images are kept between epochs. ``auto`` decoded if they fit ``memory_share``, else as
+            they came; ``raw`` decoded in any case, in a file that is mapped into memory; ``jpeg``
+            encoded anew as JPEG (4:2:0); ``encoded`` as they came. All but ``jpeg`` give the same pixels.
+        quality: JPEG quality, where ``keep`` is ``jpeg``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +59,28 @@ class DataSpec(BaseModel):
     max_bad: float = Field(default=0.01, ge=0, le=1)
     cache: bool = True
     memory_share: float = Field(default=0.25, gt=0, le=1)
+    short_side: int | None = Field(default=None, ge=1)
+    keep: Keep = "auto"
+    quality: int = Field(default=QUALITY, ge=1, le=100)
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, keep: Keep, info: ValidationInfo) -> Keep:
+        if keep in ("raw", "jpeg") and info.data.get("cache") is False:
+            raise ValueError(f"auto or encoded where cache is false: keep={keep} is a file in the cache")
+        return keep
+
+    @field_validator("quality")
+    @classmethod
+    def _quality(cls, quality: int, info: ValidationInfo) -> int:
+        if quality != QUALITY and info.data.get("keep", "jpeg") != "jpeg":
+            raise ValueError(f"{QUALITY} unless keep is jpeg: nothing else has a quality")
+        return quality
+
+    @property
+    def as_found(self) -> bool:
+        """Whether pixels are those of the source, neither resized nor encoded anew."""
+        return self.short_side is None and self.keep != "jpeg"
 
 
 @dataclass(frozen=True)
@@ -92,12 +124,14 @@ class Request:
             largest centered square.
         size: height and width of the result, in pixels.
         interpolation: ``nearest``, ``bilinear`` or ``bicubic``; antialiased as PIL does it.
+        program: what then happens to the images, on the CPU; None for nothing.
     """
 
     indices: np.ndarray
     boxes: np.ndarray | None
     size: int
     interpolation: str = "bilinear"
+    program: Program | None = None
 
 
 class Split(Protocol):
@@ -112,8 +146,12 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """Yield, for each request in order, uint8 ``(batch, channels, size, size)``; reads ahead."""
+    def batches(self, requests: Iterable[Request], workers: int | None = None) -> Iterator[Tensor]:
+        """Yield, for each request in order, ``(batch, channels, size, size)``; reads ahead.
+
+        uint8, or what a request's program makes of it (float32); in ``channels_last`` memory. ``workers`` is
+        the number of threads; None takes as many as torch computes with.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,9 +48,13 @@ def artifact(key: str, build: Callable[[Path], None] | None) -> Path | None:
     if build is None:
         return None
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(final.with_suffix(".lock")):
+    with _lock(final.with_suffix(".lock")) as alone:
         if _sound(final):
             return final
+        if alone:
+            # What is left of processes that were killed; it can be as large as the result.
+            for left in final.parent.glob(f"{key}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
         if final.exists():
             log.info("cache %s is damaged; building it again", final)
             _remove(final)
@@ -67,6 +71,14 @@ def artifact(key: str, build: Callable[[Path], None] | None) -> Path | None:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def state(key: str) -> Literal["absent", "sound", "damaged"]:
+    """What there is of a cached result."""
+    folder = cache_folder() / "images" / key
+    if _sound(folder):
+        return "sound"
+    return "damaged" if folder.exists() else "absent"
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -173,13 +185,20 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock while entered; False where locks do not work."""
     try:
         import fcntl
     except ImportError:
-        yield
+        yield False
         return
     with path.open("w") as file:
-        with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is making %s; waiting", path.stem)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+            return
+        yield True

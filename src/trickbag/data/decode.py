@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trickbag.data import jpeg
 from trickbag.data.listing import Mode
 
 if TYPE_CHECKING:
@@ -45,15 +46,17 @@ def decode(source: Encoded, mode: Mode) -> np.ndarray:
     EXIF rotation is applied; of animations and multi-page files the first frame counts; transparency
     is laid over white; 16-bit gray is scaled to 8 bits (65535 -> 255); CMYK is converted. Float and
     32-bit integer images are taken as 0..1, 0..255, 0..65535 or 0..2^32-1, the narrowest that holds
-    their largest value.
+    their largest value. The pixels are Pillow's; simplejpeg, where it is installed, only finds them sooner.
 
     Raises:
         Unreadable: the file is damaged, truncated, not an image, or larger than Pillow's limit for
             decompression bombs (twice ``Image.MAX_IMAGE_PIXELS``).
     """
     try:
-        image = _open(source)
-        array = _pixels(image, mode)
+        source = _contents(source)
+        if isinstance(source, bytes) and (array := jpeg.pixels(source, mode)) is not None:
+            return array if jpeg.plain(source) else _turned(array, _orientation(_open(source)))
+        array = _pixels(_open(source), mode)
     except Unreadable:
         raise
     except Exception as error:  # Pillow's plugins raise anything on damaged files.
@@ -68,6 +71,9 @@ def check(source: Encoded) -> tuple[int, int]:
         Unreadable: as :func:`decode`.
     """
     try:
+        source = _contents(source)
+        if isinstance(source, bytes) and jpeg.plain(source) and (quick := jpeg.size(source)):
+            return quick
         image = _open(source)
         size = _rotated_size(image)
         image.draft(None, (1, 1))
@@ -86,24 +92,29 @@ def header_size(source: Encoded) -> tuple[int, int]:
         Unreadable: the header cannot be read.
     """
     try:
-        return _rotated_size(_open(source))
+        return _rotated_size(_open(_contents(source)))
     except Unreadable:
         raise
     except Exception as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from None
 
 
-def _open(source: Encoded) -> Image.Image:
-    from PIL import Image
-
+def _contents(source: Encoded) -> bytes | Image.Image | np.ndarray:
     if source is None:
         raise Unreadable("there are no bytes")
+    if isinstance(source, os.PathLike):
+        return source.read_bytes()
+    return bytes(source) if isinstance(source, memoryview) else source
+
+
+def _open(source: bytes | Image.Image | np.ndarray) -> Image.Image:
+    from PIL import Image
+
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
-    data = source.read_bytes() if isinstance(source, os.PathLike) else source
-    return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(source))
 
 
 def _rotated_size(image: Image.Image) -> tuple[int, int]:
@@ -134,16 +145,18 @@ def _pixels(image: Image.Image, mode: Mode) -> np.ndarray:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image = image.convert("L" if mode == "gray" else "RGB")
-    transpose = (
-        Image.Transpose.FLIP_LEFT_RIGHT,
-        Image.Transpose.ROTATE_180,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSVERSE,
-        Image.Transpose.ROTATE_90,
-    )
-    return np.asarray(image.transpose(transpose[turn - 2]) if turn > 1 else image)
+    return _turned(np.asarray(image), turn)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation (1 to 8) of ``(height, width[, channels])``."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _to_levels(values: np.ndarray, sixteen: bool) -> np.ndarray:

@@ -3,187 +3,224 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trickbag.data.base import DataSpec
 from trickbag.data.cache import artifact, load_arrays
-from trickbag.data.decode import READER, Unreadable, check, decode, header_size
-from trickbag.data.hashing import combine
+from trickbag.data.copies import check_room, must_make, vanished
+from trickbag.data.decode import Unreadable, decode
 from trickbag.data.holding import WORKERS, Decoding, Held, Pixels, ahead
-from trickbag.data.listing import Listing, Mode, Progress, Reader
+from trickbag.data.listing import Listing, Mode, Progress
+from trickbag.data.recoding import Recoding
+from trickbag.data.rows import Blob
+from trickbag.data.surveying import Source, survey, surveyed
 
 if TYPE_CHECKING:
     from trickbag.data.listing import Encoded
 
 log = logging.getLogger("trickbag.data")
 
+SAMPLE = 50
+"""Images that are encoded to tell how large a JPEG copy will be."""
+TINY = 48 * 48
+"""Pixels."""
+
 
 class _TooLarge(Exception):
     pass
 
 
-def hold(listing: Listing, mode: Mode, budget: float, cache: bool, progress: Progress | None) -> Held:
+def hold(listing: Listing, mode: Mode, spec: DataSpec, budget: float, progress: Progress | None) -> Held:
     """Decode a listing's images, or see that they are already decoded.
 
     Args:
         listing: the images.
         mode: color mode to convert to.
-        budget: bytes of decoded images to hold at most; past that they are decoded each time.
-        cache: keep decoded images, or what is known of them, on disk.
+        spec: what is done to them, and how they are kept.
+        budget: bytes of decoded images to hold where ``keep`` is ``auto``; past that they are decoded each
+            time.
         progress: called while decoding.
+
+    Raises:
+        DataError: a copy that ``keep`` asks for cannot be written.
     """
-    channels = 1 if mode == "gray" else 3
-    if listing.pixels is not None:
+    if listing.pixels is not None and spec.as_found:
         pixels = _convert(listing.pixels, mode)
         sizes = np.tile(np.array(pixels.shape[1:3], dtype=np.int64), (len(pixels), 1))
-        return Pixels(pixels.reshape(-1), sizes, channels)
-    reader = listing.reader
-    assert reader is not None
-    import PIL
-
-    key = combine((listing.content.encode(), mode.encode(), READER.encode(), PIL.__version__.encode()))
-    if cache and (held := _cached(key, channels, budget)):
+        return Pixels(pixels.reshape(-1), sizes, pixels.shape[3])
+    source = Source.of(listing, mode, Recoding.of(spec))
+    if spec.keep == "raw":
+        return _raw(source, progress)
+    if spec.keep == "jpeg":
+        return _jpeg(source, progress)
+    if spec.keep == "auto" and (held := _decoded(source, budget, spec.cache, progress)):
         return held
-    surveyed = _surveyed(key) if cache else None
-    too_large = surveyed is not None and _total(surveyed, channels) > budget
-    if not too_large and _estimate(reader, channels) <= budget * 1.5:
+    known = surveyed(source) if spec.cache else None
+    sizes = survey(source, spec.cache, progress) if known is None else known
+    reader, recoding = source.reader, source.recoding
+    if spec.cache and hasattr(reader, "at_random"):
         try:
-            return _decode_all(key, reader, mode, budget, cache, progress)
-        except _TooLarge:
-            pass
-    sizes = surveyed if surveyed is not None else _survey(key, reader, cache, progress)
-    if cache and hasattr(reader, "at_random"):
-        try:
-            reader = reader.at_random(key)
+            reader = reader.at_random(source.original)
         except OSError as error:
             log.info("cannot copy encoded images to the cache (%s); they are read into memory", error)
-    return Decoding(reader, mode, sizes, channels)
+    return Decoding(reader, mode, recoding.sizes(sizes), source.channels, recoding)
 
 
-def _cached(key: str, channels: int, budget: float) -> Pixels | None:
-    folder = artifact(key, None)
-    arrays = load_arrays(folder / "index.npz") if folder else None
-    if folder is None or arrays is None or _total(arrays["sizes"], channels) > budget:
-        return None
-    return Pixels(folder / "pixels.npy", arrays["sizes"], channels)
+def artifact_key(source: Source, keep: str) -> str:
+    """Name in the cache of the copy that ``keep`` (auto, raw or jpeg) makes."""
+    return f"{source.key}-jpeg" if keep == "jpeg" else source.key
 
 
-def _decode_all(
-    key: str, reader: Reader, mode: Mode, budget: float, cache: bool, progress: Progress | None
-) -> Pixels:
-    channels = 1 if mode == "gray" else 3
+def _decoded(source: Source, budget: float, cache: bool, progress: Progress | None) -> Pixels | None:
+    """All images decoded, on disk or in memory; None if they do not fit the budget."""
     if cache:
-        try:
-            folder = artifact(key, lambda folder: _write(folder, reader, mode, budget, progress))
-            held = _cached(key, channels, budget) if folder else None
-            if held is not None:
-                return held
-            raise _TooLarge
-        except OSError as error:
-            log.info("cannot keep decoded images on disk (%s); they are kept in memory", error)
-    chunks: list[np.ndarray] = []
-    sizes = [_size(image, chunks.append) for image in _decoded(reader, mode, budget, progress)]
-    flat = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.uint8)
-    return Pixels(flat, np.array(sizes, dtype=np.int64).reshape(-1, 2), channels)
+        if held := _cached(source, budget):
+            return held
+        sizes = surveyed(source)
+        if sizes is not None and source.total(source.recoding.sizes(sizes)) > budget:
+            return None
+    if source.expected > budget * 1.5:
+        return None
+    try:
+        if cache:
+            try:
+                artifact(source.key, lambda folder: _write(folder, source, budget, progress))
+                return _cached(source, budget)
+            except OSError as error:
+                log.info("cannot keep decoded images on disk (%s); they are kept in memory", error)
+        chunks: list[np.ndarray] = []
+        sizes = _put_all(source, budget, progress, chunks.append)
+    except _TooLarge:
+        return None
+    flat = np.concatenate([chunk.reshape(-1) for chunk in chunks]) if chunks else np.zeros(0, dtype=np.uint8)
+    return Pixels(flat, sizes, source.channels)
 
 
-def _write(folder: Path, reader: Reader, mode: Mode, budget: float, progress: Progress | None) -> None:
+def _cached(source: Source, budget: float) -> Pixels | None:
+    folder = artifact(source.key, None)
+    arrays = load_arrays(folder / "index.npz") if folder else None
+    if folder is None or arrays is None or source.total(arrays["sizes"]) > budget:
+        return None
+    return Pixels(folder / "pixels.npy", arrays["sizes"], source.channels)
+
+
+def _raw(source: Source, progress: Progress | None) -> Pixels:
+    def build(folder: Path) -> None:
+        check_room(
+            folder, "decoded", source.expected, "take --keep jpeg or a smaller --short-side, or make room"
+        )
+        _write(folder, source, np.inf, progress)
+
+    held = _cached(source, np.inf)
+    if held is None:
+        must_make(artifact_key(source, "raw"), build)
+        held = _cached(source, np.inf)
+    if held is None:
+        raise vanished()
+    return held
+
+
+def _jpeg(source: Source, progress: Progress | None) -> Decoding:
+    key = artifact_key(source, "jpeg")
+    folder = artifact(key, None) or must_make(key, lambda folder: _write_jpeg(folder, source, progress))
+    arrays = load_arrays(folder / "index.npz")
+    if arrays is None:
+        raise vanished()
+    return Decoding(
+        Blob(folder / "bytes.bin", arrays["starts"]), source.mode, arrays["sizes"], source.channels
+    )
+
+
+def _write(folder: Path, source: Source, budget: float, progress: Progress | None) -> None:
     def header(total: int) -> dict[str, Any]:
         return {"descr": "|u1", "fortran_order": False, "shape": (total,)}
 
     with (folder / "pixels.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header(0))
         start = file.tell()
-        sizes = [_size(image, file.write) for image in _decoded(reader, mode, budget, progress)]
+        sizes = _put_all(source, budget, progress, file.write)
         total = file.tell() - start
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header(total))
         if file.tell() != start:
             raise OSError("the header of pixels.npy does not fit")
-    np.savez(folder / "index.npz", sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2))
+    np.savez(folder / "index.npz", sizes=sizes)
 
 
-def _size(image: np.ndarray | None, put: Callable[[Any], Any]) -> tuple[int, int]:
-    if image is None:
-        return 0, 0
-    put(np.ascontiguousarray(image).reshape(-1))
-    return image.shape[0], image.shape[1]
+def _write_jpeg(folder: Path, source: Source, progress: Progress | None) -> None:
+    check_room(
+        folder, "encoded", _expected_jpeg(source), "take a smaller --short-side or --quality, or make room"
+    )
+
+    def work(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+        return image.shape[:2], source.recoding.encode(image)
+
+    sizes, lengths = [], [0]
+    with (folder / "bytes.bin").open("wb") as file:
+        for size, data in (found or ((0, 0), b"") for found in _each(source, work, progress)):
+            sizes.append(size)
+            lengths.append(file.write(data))
+    np.savez(
+        folder / "index.npz",
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        starts=np.cumsum(lengths, dtype=np.int64),
+    )
 
 
-def _decoded(
-    reader: Reader, mode: Mode, budget: float, progress: Progress | None
-) -> Iterator[np.ndarray | None]:
-    """Every image in order, None for an unreadable one."""
-    total, count, done = 0, len(reader), 0
+def _expected_jpeg(source: Source) -> float:
+    sample = source.reader.sample()
+    lengths = []
+    for encoded in sample[:: max(1, len(sample) // SAMPLE)]:
+        try:
+            lengths.append(len(source.recoding.encode(source.recoding.pixels(decode(encoded, source.mode)))))
+        except Unreadable:
+            continue
+    return float(np.mean(lengths)) * len(source.reader) if lengths else 0.0
 
-    def work(block: Sequence[Encoded]) -> list[np.ndarray | None]:
-        return [_try(partial(decode, source, mode)) for source in block]
 
-    with closing(ahead(work, _small(reader.blocks()), WORKERS, 2 * WORKERS)) as results:
-        for images in results:
-            for image in images:
-                total += 0 if image is None else image.size
-                if total > budget:
-                    raise _TooLarge
-                yield image
-            done += len(images)
+def _put_all(
+    source: Source, budget: float, progress: Progress | None, put: Callable[[Any], Any]
+) -> np.ndarray:
+    """Hand over every image; sizes ``(n, 2)``, zero for unreadable ones."""
+    total, sizes = 0, []
+    for image in _each(source, np.ascontiguousarray, progress):
+        if image is None:
+            sizes.append((0, 0))
+            continue
+        total += image.size
+        if total > budget:
+            raise _TooLarge
+        put(image)
+        sizes.append(image.shape[:2])
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def _each(source: Source, finish: Callable[[np.ndarray], Any], progress: Progress | None) -> Iterator[Any]:
+    """What ``finish`` makes of every image, in order; None for an unreadable one. Works in threads."""
+    done, count, mode, change = 0, len(source.reader), source.mode, source.recoding.pixels
+
+    def work(block: Sequence[Encoded]) -> list[Any]:
+        found: list[Any] = []
+        for encoded in block:
+            try:
+                found.append(finish(change(decode(encoded, mode))))
+            except Unreadable:
+                found.append(None)
+        return found
+
+    # Threads that decode tiny images spend their time passing the interpreter's lock around.
+    workers = WORKERS if source.area > TINY else 1
+    with closing(ahead(work, source.blocks(), workers, 2 * workers)) as results:
+        for found in results:
+            yield from found
+            done += len(found)
             if progress:
                 progress("decode", done, count)
-
-
-def _survey(key: str, reader: Reader, cache: bool, progress: Progress | None) -> np.ndarray:
-    """Sizes of all images, after seeing that each can be read to its end."""
-    sizes: list[tuple[int, int]] = []
-
-    def work(block: Sequence[Encoded]) -> list[tuple[int, int]]:
-        return [_try(partial(check, source)) or (0, 0) for source in block]
-
-    with closing(ahead(work, _small(reader.blocks()), WORKERS, 2 * WORKERS)) as results:
-        for found in results:
-            sizes += found
-            if progress:
-                progress("check", len(sizes), len(reader))
-    result = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    if cache:
-        try:
-            artifact(f"{key}-sizes", lambda folder: np.savez(folder / "index.npz", sizes=result))
-        except OSError as error:
-            log.info("cannot write the cache: %s", error)
-    return result
-
-
-def _surveyed(key: str) -> np.ndarray | None:
-    folder = artifact(f"{key}-sizes", None)
-    arrays = load_arrays(folder / "index.npz") if folder else None
-    return None if arrays is None else arrays["sizes"]
-
-
-def _small(blocks: Iterable[Sequence[Any]], size: int = 32) -> Iterator[Sequence[Any]]:
-    for block in blocks:
-        for start in range(0, len(block), size):
-            yield block[start : start + size]
-
-
-def _try(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except Unreadable:
-        return None
-
-
-def _total(sizes: np.ndarray, channels: int) -> int:
-    return int(sizes.prod(axis=1).sum()) * channels
-
-
-def _estimate(reader: Reader, channels: int) -> float:
-    found = [_try(partial(header_size, source)) for source in reader.sample()]
-    areas = [height * width for height, width in filter(None, found)]
-    return float(np.mean(areas)) * channels * len(reader) if areas else 0.0
 
 
 def _convert(pixels: np.ndarray, mode: Mode) -> np.ndarray:

@@ -7,17 +7,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trickbag.data.decode import decode
 from trickbag.data.listing import Mode, Reader
-
-if TYPE_CHECKING:
-    pass
+from trickbag.data.recoding import Recoding
 
 log = logging.getLogger("trickbag.data")
 
@@ -53,7 +51,8 @@ class Pixels:
     def flat(self) -> np.ndarray:
         """All bytes; a file is mapped on first use, so that copies in other processes share memory."""
         if self._flat is None:
-            self._flat = np.load(self._path, mmap_mode="r")  # type: ignore[arg-type]
+            # A plain array over the map: slicing np.memmap costs more than copying a small image.
+            self._flat = np.load(self._path, mmap_mode="r").view(np.ndarray)  # type: ignore[arg-type]
         return self._flat
 
     def stack(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,14 +75,16 @@ class Decoding:
     Attributes:
         reader: gives the encoded images.
         mode: color mode.
-        sizes: ``(n, 2)`` int64 (height, width); zero for unreadable images.
+        sizes: ``(n, 2)`` int64 (height, width) after ``recoding``; zero for unreadable images.
         channels: 1 or 3.
+        recoding: what is done to every image once it is decoded.
     """
 
     reader: Reader
     mode: Mode
     sizes: np.ndarray
     channels: int
+    recoding: Recoding = field(default_factory=Recoding)
     held: str = "decoding"
     uniform: bool = False
 
@@ -93,7 +94,7 @@ class Decoding:
         Raises:
             Unreadable: the file has gone bad since the data set was loaded.
         """
-        return decode(self.reader.get(index), self.mode)
+        return self.recoding.pixels(decode(self.reader.get(index), self.mode))
 
 
 Held = Pixels | Decoding

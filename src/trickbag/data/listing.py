@@ -107,3 +107,27 @@ class Files:
         """Evenly spaced files."""
         chosen = np.linspace(0, len(self.paths) - 1, min(size, len(self.paths))).astype(int)
         return [self.paths[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that are pixels already."""
+
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def get(self, index: int) -> np.ndarray:
+        """``(height, width)`` or ``(height, width, 3)`` uint8."""
+        image: np.ndarray = self.pixels[index]
+        return image[:, :, 0] if image.shape[2] == 1 else image
+
+    def blocks(self, size: int = 256) -> Iterator[list[np.ndarray]]:
+        """All images in order."""
+        for start in range(0, len(self), size):
+            yield [self.get(index) for index in range(start, min(start + size, len(self)))]
+
+    def sample(self) -> list[np.ndarray]:
+        """The first image: all have its size."""
+        return [self.get(index) for index in range(min(1, len(self)))]

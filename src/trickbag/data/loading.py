@@ -18,6 +18,7 @@ from trickbag.data.filling import hold
 from trickbag.data.grouping import groups_of
 from trickbag.data.holding import WORKERS, Held, Pixels, ahead
 from trickbag.data.listing import Listing, Mode, Progress
+from trickbag.data.recoding import Recoding
 from trickbag.data.serving import ImageSplit
 from trickbag.errors import DataError
 
@@ -27,12 +28,24 @@ SAMPLE = 2000
 
 def load_set(spec: DataSpec, progress: Progress | None = None) -> DataSet:
     """See :func:`trickbag.data.load`."""
-    import psutil
-
     quiet()
-    listing, mode, place, facts = _prepare(spec, progress)
-    budget = spec.memory_share * psutil.virtual_memory().total
-    images = hold(listing, mode, budget, spec.cache, progress)
+    return load_listed(spec, *list_and_cut(spec, progress), progress)
+
+
+def load_listed(
+    spec: DataSpec,
+    listing: Listing,
+    mode: Mode,
+    place: np.ndarray,
+    facts: DataFacts,
+    progress: Progress | None = None,
+) -> DataSet:
+    """A data set from what :func:`list_and_cut` found.
+
+    Raises:
+        DataError: too many images are unreadable, or a copy cannot be written.
+    """
+    images = hold(listing, mode, spec, budget_of(spec), progress)
     bad = np.flatnonzero(images.sizes[:, 0] == 0)
     names = tuple(listing.names[i] for i in bad)
     _check_bad(names, listing, spec)
@@ -56,20 +69,32 @@ def load_set(spec: DataSpec, progress: Progress | None = None) -> DataSet:
     return DataSet(spec, facts, splits)
 
 
+def budget_of(spec: DataSpec) -> float:
+    """Bytes of decoded images that may stay in memory."""
+    import psutil
+
+    return float(spec.memory_share * psutil.virtual_memory().total)
+
+
 def facts_of(spec: DataSpec) -> DataFacts:
     """See :func:`trickbag.data.facts`."""
     quiet()
-    return _prepare(spec, None)[3]
+    return list_and_cut(spec, None)[3]
 
 
 def describe_set(data: DataSet) -> str:
     """See :func:`trickbag.data.describe`."""
-    facts = data.facts
+    facts, spec = data.facts, data.spec
     held = {
         "resident": "in memory",
         "cached": "decoded once, cached on disk",
-        "decoding": "decoded each time (too large for memory)",
+        "decoding": {
+            "jpeg": f"decoded each time from a JPEG copy of quality {spec.quality}",
+            "encoded": "decoded each time",
+        }.get(spec.keep, "decoded each time (too large for memory)"),
     }[getattr(data.splits["train"], "held", "resident")]
+    if spec.short_side is not None:
+        held = f"short side at most {spec.short_side}, {held}"
     sizes = ", ".join(f"{name} {facts.sizes[name]:,}" for name in SPLITS)
     height, width = facts.image_size
     text = f"{facts.name}: {facts.num_classes} classes, about {height} x {width} pixels; {sizes}; {held}"
@@ -100,13 +125,23 @@ def statistics(images: Held, rows: np.ndarray) -> tuple[tuple[float, ...], tuple
     return tuple(round(float(v), 6) for v in mean), tuple(round(float(v), 6) for v in std)
 
 
-def _prepare(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mode, np.ndarray, DataFacts]:
+def list_and_cut(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mode, np.ndarray, DataFacts]:
+    """What there is before anything is decoded.
+
+    Returns:
+        The listing, the color mode, ``(n,)`` the split of every image (-1 for none), and facts; of data
+        that has not been loaded before without mean, std and unreadable images.
+
+    Raises:
+        DataError: the data set cannot be read or split.
+    """
     listing = _list(spec, progress)
     mode: Mode = spec.mode or listing.mode
     groups = groups_of(listing, spec.groups)
     shares = Shares.of(spec, listing.counts)
     place = assign(listing.labels, listing.classes, listing.given, groups, spec)
-    fingerprint = fingerprint_of(listing.content, shares, spec, mode, groups)
+    content = Recoding.of(spec).mark(listing.content)
+    fingerprint = fingerprint_of(content, shares, spec, mode, groups)
     known = _remembered(fingerprint)
     if known is not None:
         return listing, mode, place, dataclasses.replace(known, name=listing.name)
@@ -115,7 +150,7 @@ def _prepare(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mode, 
         classes=listing.classes,
         channels=1 if mode == "gray" else 3,
         sizes={split: int((place == number).sum()) for number, split in enumerate(SPLITS)},
-        image_size=_typical_size(listing),
+        image_size=_typical_size(listing, spec),
         fingerprint=fingerprint,
     )
     return listing, mode, place, facts
@@ -149,12 +184,9 @@ def _has_tables(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))
 
 
-def _typical_size(listing: Listing) -> tuple[int, int]:
-    if listing.pixels is not None:
-        return listing.pixels.shape[1], listing.pixels.shape[2]
-    assert listing.reader is not None
-    sizes = []
-    for source in listing.reader.sample():
+def _typical_size(listing: Listing, spec: DataSpec) -> tuple[int, int]:
+    sizes = [] if listing.pixels is None else [listing.pixels.shape[1:3]]
+    for source in listing.reader.sample() if listing.reader is not None else ():
         try:
             sizes.append(header_size(source))
         except Unreadable:
@@ -163,7 +195,7 @@ def _typical_size(listing: Listing) -> tuple[int, int]:
         raise DataError(
             f"none of the images of {listing.name} can be read", fix="check that the files are images"
         )
-    height, width = np.median(np.array(sizes), axis=0)
+    height, width = np.median(Recoding.of(spec).sizes(np.array(sizes, dtype=np.int64)), axis=0)
     return round(float(height)), round(float(width))
 
 

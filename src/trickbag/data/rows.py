@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,38 +84,38 @@ class Rows:
         arrays = load_arrays(folder / "index.npz") if folder else None
         if folder is None or arrays is None:
             raise OSError("the cache has been damaged while it was read")
-        return Blob(folder / "bytes.bin", arrays["starts"], self)
+        return Blob(folder / "bytes.bin", arrays["starts"])
 
 
 class Blob:
     """Encoded images, one after the other in a file."""
 
-    def __init__(self, path: Path, starts: np.ndarray, rows: Rows) -> None:
+    def __init__(self, path: Path, starts: np.ndarray) -> None:
         self.path = path
         self.starts = starts
-        self._rows = rows
-        self._bytes: np.ndarray | None = None
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_bytes": None}
+    def __reduce__(self) -> tuple[type[Blob], tuple[Path, np.ndarray]]:
+        return Blob, (self.path, self.starts)
 
-    def get(self, index: int) -> memoryview | None:
-        """The bytes at ``index``."""
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
-        start, end = self.starts[index], self.starts[index + 1]
-        return self._bytes[start:end].data if end > start else None
+    def get(self, index: int) -> bytes | None:
+        """The bytes at ``index``; other threads go on while the disk is read."""
+        start, end = self.starts[index : index + 2].tolist()
+        return os.pread(self._file, end - start, start) or None
 
-    def blocks(self) -> Iterator[list[memoryview | None]]:
+    def blocks(self, size: int = 256) -> Iterator[list[bytes | None]]:
         """All images in order."""
-        return self._rows.blocks()
+        for start in range(0, len(self), size):
+            yield [self.get(index) for index in range(start, min(start + size, len(self)))]
 
-    def sample(self) -> list[memoryview | None]:
-        """The first rows of the first files."""
-        return self._rows.sample()
+    def sample(self, size: int = 200) -> list[bytes | None]:
+        """Evenly spaced images."""
+        chosen = np.linspace(0, len(self) - 1, min(size, len(self))).astype(int)
+        return [self.get(index) for index in chosen.tolist()]
 
 
 def read_columns(path: Path, columns: list[str]) -> pa.Table:

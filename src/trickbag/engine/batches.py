@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from trickbag.data.base import Request, Split
+from trickbag.imageops.backend import choose, execute
+from trickbag.imageops.program import Program, Step
 from trickbag.plan import Plan
 from trickbag.rng import Stream
-from trickbag.tricks.base import ImageTrick, Trick
+from trickbag.tricks.base import Batch, ImageTrick, MixTrick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +26,11 @@ class TrainBatches:
     an image is augmented alike however many processes take part.
     """
 
-    def __init__(self, plan: Plan, split: Split, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, plan: Plan, split: Split, seed: int, rank: int = 0, world: int = 1, device_type: str = "cpu"
+    ) -> None:
         self.plan, self.split, self.stream = plan, split, Stream(seed)
+        self.early = choose(device_type) == "numba"
         share = plan.timeline.batch_size // world
         self.slice = slice(rank * share, (rank + 1) * share)
         self._epoch: tuple[int, np.ndarray] | None = None
@@ -39,8 +44,15 @@ class TrainBatches:
         size = self.plan.timeline.batch_size
         return self._epoch[1][position * size : (position + 1) * size]
 
+    def program(self, step: int) -> Program:
+        """What happens to the images of the whole batch."""
+        timeline, size = self.plan.timeline, self.plan.image_size(step)
+        shape = (timeline.batch_size, self.plan.facts.channels, size, size)
+        batch = Batch(shape, step, step // timeline.steps_per_epoch, self.indices(step))
+        return program_of(self.plan.train_images, batch, self.stream)
+
     def requests(self, start: int) -> Iterator[Request]:
-        """What to read, from step ``start`` on."""
+        """What to read, from step ``start`` on; programs come along if the CPU is to execute them."""
         crop, recipe = self.plan.crop, self.plan.recipe
         for step in range(start, self.plan.timeline.steps):
             indices = self.indices(step)
@@ -48,51 +60,92 @@ class TrainBatches:
             if crop is not None:
                 sizes = torch.from_numpy(self.split.sizes[indices])
                 boxes = crop.boxes(sizes, self.stream.child(crop.kind).torch(step)).numpy()[self.slice]
-            yield Request(indices[self.slice], boxes, recipe.image_size, recipe.interpolation)
+            program = self.program(step).part(self.slice) if self.early else None
+            size = self.plan.image_size(step)
+            yield Request(indices[self.slice], boxes, size, recipe.interpolation, program)
 
     def prepare(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Augment and mix.
+        """Augment, unless that is done already, and mix.
 
         Args:
-            images: this process's share, uint8 ``(share, channels, height, width)``, on the device.
+            images: this process's share, ``(share, channels, height, width)``, on the device.
             targets: dense targets ``(share, classes)``.
             step: number of the update.
         """
-        images = to_float(images)
+        if not self.early:
+            images = execute(images, self.program(step).part(self.slice), backend="torch")
         shape = torch.Size((self.plan.timeline.batch_size, *images.shape[1:]))
-        for trick in self.plan.train_images:
-            images = trick.apply(images, self._draws(trick, shape, step, images.device))
         for mix in self.plan.mix:
             images, targets = mix.mix(images, targets, self._draws(mix, shape, step, images.device))
         return images.contiguous(memory_format=torch.channels_last), targets
 
-    def _draws(self, trick: Trick, shape: torch.Size, step: int, device: torch.device) -> dict[str, Tensor]:
-        draws = trick.draw(shape, self.stream.child(trick.kind).torch(step))  # type: ignore[attr-defined]
+    def _draws(
+        self, trick: MixTrick, shape: torch.Size, step: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        draws = trick.draw(shape, self.stream.child(trick.kind).torch(step))
         return {name: value[self.slice].to(device, non_blocking=True) for name, value in draws.items()}
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images to float32 in 0 to 1."""
-    return images.to(torch.float32).div_(255)
+def program_of(tricks: Sequence[ImageTrick], batch: Batch, stream: Stream) -> Program:
+    """The program that image tricks, in their order, draw for a batch."""
+    steps: list[Step] = []
+    late: list[Step] = []
+    table = None
+    for trick in tricks:
+        drawn = trick.draw(batch, stream.child(trick.kind))
+        (late if trick.late else steps).extend(drawn)
+        own = trick.table(batch.shape[1])
+        table = table if own is None else own
+    return Program(tuple(steps), table, tuple(late))
 
 
 def eval_requests(
-    sizes: np.ndarray, resize: int, crop: int, interpolation: str, batch_size: int, positions: Sequence[int]
+    plan: Plan,
+    split: Split,
+    evaluation: tuple[int, int],
+    batch_size: int,
+    positions: Sequence[int],
+    early: bool,
 ) -> Iterator[Request]:
-    """Requests for evaluation: short side to ``resize``, center crop of ``crop`` pixels."""
+    """Requests for evaluation: short side to ``evaluation[0]``, center crop of ``evaluation[1]`` pixels.
+
+    Args:
+        plan: its image tricks that are not for training alone make up the program.
+        split: where the images come from.
+        evaluation: (resize, crop) in pixels.
+        batch_size: images in one request.
+        positions: images of the split.
+        early: the CPU executes the program.
+    """
+    resize, crop = evaluation
+    program = eval_program(plan) if early else None
     for start in range(0, len(positions), batch_size):
         indices = np.asarray(positions[start : start + batch_size], dtype=np.int64)
         boxes = None
         if resize != crop:
-            height, width = sizes[indices, 0].astype(np.float64), sizes[indices, 1].astype(np.float64)
+            height, width = split.sizes[indices].T.astype(np.float64)
             side = np.minimum(height, width) * (crop / resize)
             boxes = np.stack([(height - side) / 2, (width - side) / 2, side, side], axis=1)
-        yield Request(indices, boxes, crop, interpolation)
+        yield Request(indices, boxes, crop, plan.recipe.interpolation, program)
 
 
-def eval_images(images: Tensor, tricks: Sequence[ImageTrick]) -> Tensor:
-    """uint8 images to what the model sees when predicting."""
-    images = to_float(images)
-    for trick in tricks:
-        images = trick.apply(images, {})
-    return images.contiguous(memory_format=torch.channels_last)
+def eval_program(plan: Plan) -> Program:
+    """What happens to every image when predicting: nothing random."""
+    tables = (trick.table(plan.facts.channels) for trick in plan.eval_images)
+    return Program(table=next((table for table in tables if table is not None), None))
+
+
+def eval_batches(
+    plan: Plan,
+    split: Split,
+    evaluation: tuple[int, int],
+    batch_size: int,
+    positions: Sequence[int],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """What a model sees of a split: float32 ``(batch, channels, crop, crop)`` on the device."""
+    early = choose(device.type) == "numba"
+    requests = eval_requests(plan, split, evaluation, batch_size, positions, early)
+    for images in split.batches(requests):
+        images = images.to(device, non_blocking=True)
+        yield images if early else execute(images, eval_program(plan), backend="torch")

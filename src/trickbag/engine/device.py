@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from trickbag.errors import UsageError
+from trickbag.imageops.backend import VARIABLE
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,12 +27,14 @@ class Device:
     Attributes:
         type: ``"cpu"``, ``"cuda"``; ``"auto"`` takes CUDA if there is any.
         threads: CPU threads; None means one a core (shared out among local processes).
+        workers: threads that read images; None means as many as compute (CPU), or one a core (CUDA).
         compile: compile the model with ``torch.compile``.
         deterministic: forbid kernels that do not give the same bits twice (CUDA).
     """
 
     type: str = "auto"
     threads: int | None = None
+    workers: int | None = None
     compile: bool = False
     deterministic: bool = False
     rank: int = field(init=False)
@@ -46,9 +49,25 @@ class Device:
         if self.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("this machine has no CUDA device that torch can use", fix="--device cpu")
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = max(1, available_cores() // local)
         if self.threads is None:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            self.threads = max(1, available_cores() // local)
+            self.threads = cores
+        if self.workers is None:
+            self.workers = min(16, self.threads if self.type == "cpu" else cores)
+
+    def describe(self) -> str:
+        """What computes, in one line, and how to change it."""
+        from trickbag.imageops.backend import choose
+
+        images = choose(self.type)
+        if self.type == "cpu" and images == "torch" and not os.environ.get(VARIABLE):
+            images = 'torch, a third as fast as numba: pip install "trickbag[fast]"'
+        waiting = os.environ.get("OMP_WAIT_POLICY", "").lower() or "spinning"
+        return (
+            f"{self.type}; {self.threads} compute threads (--threads), {self.workers} reading threads "
+            f"(--workers); images by {images}; OpenMP threads wait {waiting} (OMP_WAIT_POLICY)"
+        )
 
     def start(self, precision: str) -> Fabric:
         """Set up Fabric for this process."""

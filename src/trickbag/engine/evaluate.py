@@ -13,7 +13,7 @@ import torch
 from trickbag import tasks
 from trickbag.data.base import DataSet, Split
 from trickbag.engine import checkpoint
-from trickbag.engine.batches import eval_images, eval_requests
+from trickbag.engine.batches import eval_batches
 from trickbag.engine.files import read_json, write_json
 from trickbag.engine.run import Run
 from trickbag.errors import CheckpointError
@@ -106,17 +106,12 @@ def probabilities(
     positions = range(len(split)) if positions is None else positions
     size = batch_size or max(plan.recipe.batch_size, 64)
     device = next(weights.model.parameters()).device
-    requests = eval_requests(
-        split.sizes, readout.resize, readout.crop, plan.recipe.interpolation, size, positions
-    )
+    batches = eval_batches(plan, split, (readout.resize, readout.crop), size, positions, device)
     predict = weights.predictor(readout)
     training = weights.model.training
     weights.model.eval()
     try:
-        parts = [
-            predict(eval_images(images.to(device, non_blocking=True), plan.eval_images)).cpu()
-            for images in split.batches(requests)
-        ]
+        parts = [predict(images).cpu() for images in batches]
     finally:
         weights.model.train(training)
     return torch.cat(parts)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trickbag import tasks
-from trickbag.data.base import DataSet
-from trickbag.engine.batches import TrainBatches
+from trickbag.data.base import DataSet, Split
+from trickbag.engine import checkpoint
+from trickbag.engine.batches import TrainBatches, eval_batches
 from trickbag.engine.device import Device
 from trickbag.engine.evaluate import RAW, ReadOut, Weights, all_readouts, evaluate, main_readout, measure
 from trickbag.engine.files import read_json, write_json
@@ -24,6 +25,9 @@ from trickbag.engine.state import State, Trainee
 from trickbag.errors import UsageError
 from trickbag.plan import Plan
 from trickbag.rng import Stream
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CUDA_CHECK = 50
 """Steps between looks at values on a CUDA device, each of which waits for it."""
@@ -140,6 +144,8 @@ def _train(
 
     model = plan.build_model(Stream(seed))
     model = model.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if checkpoint.newest(run.path / "checkpoint") is None:
+        _calibrate(plan, model, data.splits["train"], device)
     optimizer = plan.build_optimizer(model)
     averages = {trick.kind: trick.start(model) for trick in plan.weights}
     state = State()
@@ -153,6 +159,7 @@ def _train(
     labels = torch.from_numpy(train_split.labels)
     batches = TrainBatches(plan, train_split, seed, device.rank, device.world)
     dropout = Stream(seed, "model")
+    transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
     evaluations = evaluation_steps(plan)
     check_every = 1 if device.type == "cpu" else CUDA_CHECK
     clock = state.clock
@@ -172,15 +179,25 @@ def _train(
             augmented = time.perf_counter()
 
             torch.manual_seed(dropout.key(step * device.world + device.rank))
-            loss = loss_function(forward(images), targets).mean()
-            fabric.backward(loss)
-            loss_sum += loss.detach()
+            count, parts = len(images), plan.parts(len(images))
+            loss = torch.zeros_like(loss_sum)
+            shares = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+            for part, (x, y) in enumerate(shares, start=1):
+                with fabric.no_backward_sync(forward, enabled=part < parts):
+                    share = loss_function(forward(x), y).sum() / count
+                    fabric.backward(share)
+                loss += share.detach()
+            loss_sum += loss
             looking = (step + 1) % check_every == 0 or step + 1 in evaluations
             if looking and device.agree(not math.isfinite(float(loss_sum))):
-                return _diverged(run, plan, trainee, float(loss.detach()), device)
+                return _diverged(run, plan, trainee, float(loss), device)
             rate = plan.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+            if transformations and trainee.scaler:
+                trainee.scaler.unscale_(optimizer)
+            for transformation in transformations:
+                transformation()
             stepper.step()
             stepper.zero_grad()
             stepped = time.perf_counter()
@@ -234,6 +251,16 @@ def _train(
             if drain and not finished:
                 raise Stopped(str(run.path))
     return _outcome(run, plan, trainee, "finished", device)
+
+
+def _calibrate(plan: Plan, model: nn.Module, split: Split, device: Device) -> None:
+    """Let model tricks compute weights from training images, evenly spaced, as evaluation shows them."""
+    size = plan.recipe.image_size
+    for trick in plan.models:
+        if count := min(trick.sample_size, len(split)):
+            positions = [index * len(split) // count for index in range(count)]
+            batches = eval_batches(plan, split, (size, size), 64, positions, device.torch_device)
+            trick.calibrate(model, batches)
 
 
 def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -65,11 +66,27 @@ def erase(images: Tensor, boxes: Tensor, fill: Tensor | float = 0.0) -> Tensor:
     return torch.where(box_mask(boxes, *images.shape[-2:]), fill.to(images.dtype), images)
 
 
-def uniform_noise(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Independent uniform numbers for every pixel, made on the seeds' device from one seed an image.
+def noise_bits(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """32 independent random bits for every pixel, made on the seeds' device from one seed an image.
 
-    A hash of (seed, position) rather than a generator: an image's numbers do not depend on the batch around
+    A hash of (seed, position) rather than a generator: an image's bits do not depend on the batch around
     it, on the device, or on the host, which never waits.
+
+    Args:
+        seeds: ``(batch, 2)`` int64, each from 0 to 2**31 - 1.
+        shape: ``(batch, channels, height, width)``.
+
+    Returns:
+        int32 of ``shape``, from -2**31 to 2**31 - 1: the bits, of which the highest is the sign.
+    """
+    position = torch.arange(math.prod(shape[1:]), dtype=torch.int32, device=seeds.device)
+    first, second = seeds.to(torch.int32).split(1, dim=1)
+    first = _hash(first)
+    return _hash(_hash(position ^ first).bitwise_xor_(_hash(first ^ second))).view(shape)
+
+
+def uniform_noise(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Independent uniform numbers for every pixel, from the upper 24 of ``noise_bits``.
 
     Args:
         seeds: ``(batch, 2)`` int64, each from 0 to 2**31 - 1.
@@ -78,10 +95,22 @@ def uniform_noise(seeds: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     Returns:
         float32 of ``shape``, strictly between 0 and 1, in steps of 2**-24.
     """
-    position = torch.arange(math.prod(shape[1:]), device=seeds.device)
-    first = _hash(seeds[:, :1])
-    bits = _hash(_hash(position ^ first) ^ _hash(first ^ seeds[:, 1:]))
-    return ((bits >> 8).float() + 0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24).view(shape)
+    bits = noise_bits(seeds, shape).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+    return bits.float().add_(0.5).mul_(2.0**-24).clamp_(max=1 - 2.0**-24)
+
+
+@functools.cache
+def normal_table(device: torch.device | None = None) -> Tensor:
+    """Quantiles of the standard normal distribution at the middles of 65,536 equal shares, ascending.
+
+    The upper 16 of ``noise_bits`` choose one of them: normal noise that every device makes alike.
+
+    Returns:
+        ``(65536,)`` float32, computed in float64; shared, so do not write to it.
+    """
+    if device is not None and device.type != "cpu":
+        return normal_table().to(device)
+    return torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536).float()
 
 
 def normal_noise(uniform: Tensor) -> Tensor:
@@ -91,7 +120,7 @@ def normal_noise(uniform: Tensor) -> Tensor:
 
 
 def _hash(x: Tensor) -> Tensor:
-    # Multipliers below 2**31 keep 32-bit words times multiplier inside int64.
+    # 32-bit words: products wrap around, and the sign has to be kept out of shifts to the right.
     for _ in range(2):
-        x = (x ^ (x >> 16)) * 0x45D9F3B & 0xFFFFFFFF
-    return x ^ (x >> 16)
+        x = (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x).mul_(0x45D9F3B)
+    return (x >> 16).bitwise_and_(0xFFFF).bitwise_xor_(x)

@@ -44,9 +44,10 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str = "
         return images.new_empty(0, channels, size, size)
     check_boxes(boxes, height, width)
     if is_copy(boxes, size):
-        return _gather(images, *_native(boxes.to(images.device), size))
+        return _gather(images, *_native(boxes, size))
+    # Positions and weights are worked out where the boxes are: on the host, no step waits for a device.
     exact = images.device.type != "mps"
-    boxes = boxes.to(images.device, torch.float64 if exact else torch.float32)
+    boxes = boxes.to(torch.float64 if exact else torch.float32)
     if bool((boxes == boxes[:1]).all()):
         boxes = boxes[:1]
     # Pillow takes boxes in single precision.
@@ -65,12 +66,13 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str = "
         work = images.to(boxes.dtype)
         if quantize:
             vertical, horizontal = _quantize(vertical), _quantize(horizontal)
+        vertical, horizontal = _moved(vertical, images), _moved(horizontal, images)
         result = _to_levels(_apply(work, horizontal), quantize)
         result = _to_levels(_apply(result.transpose(2, 3), vertical), quantize)
         return result.transpose(2, 3).to(torch.uint8).contiguous()
     dtype = torch.float32 if images.dtype in (torch.float16, torch.bfloat16) else images.dtype
-    result = _apply(images.to(dtype), horizontal.to(dtype))
-    result = _apply(result.transpose(2, 3), vertical.to(dtype))
+    result = _apply(images.to(dtype), _moved(horizontal.to(dtype), images))
+    result = _apply(result.transpose(2, 3), _moved(vertical.to(dtype), images))
     return result.transpose(2, 3).to(images.dtype).contiguous()
 
 
@@ -156,9 +158,15 @@ def _native(boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return corner[:, :1] + steps, corner[:, 1:] + steps
 
 
+def _moved(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.to(like.device, non_blocking=True)
+
+
 def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``images[b, :, rows[b], :][:, columns[b]]`` for every image of the batch."""
-    if bool((rows == rows[:1]).all() and (columns == columns[:1]).all()):
+    alike = bool((rows == rows[:1]).all() and (columns == columns[:1]).all())
+    rows, columns = _moved(rows, images), _moved(columns, images)
+    if alike:
         return images[:, :, rows[0]][..., columns[0]]
     batch, channels = images.shape[:2]
     device = images.device

@@ -73,3 +73,30 @@ def cosine_decay(
 def step_decay(step: int, milestones: Sequence[int], gamma: float = 0.1) -> float:
     """``gamma`` to the power of the number of ``milestones`` (update numbers) that ``step`` has reached."""
     return float(gamma ** sum(step >= milestone for milestone in milestones))
+
+
+def ramped_size(
+    progress: float,
+    image_size: int,
+    start: float = 0.75,
+    begin: float = 0.0,
+    until: float = 0.8,
+    multiple: int = 4,
+) -> int:
+    """Size of training images that grows linearly, in pixels.
+
+    Args:
+        progress: share of training that is over at the start of the epoch, 0 to 1.
+        image_size: size from ``until`` on.
+        start: size before ``begin``, as a share of ``image_size``.
+        begin, until: shares of training between which the size grows.
+        multiple: sizes below ``image_size`` are rounded (half up) to multiples of so many pixels.
+
+    Source:
+        Howard 2018, fast.ai on DAWNBench; Tan and Le 2021, arXiv:2104.00298, algorithm 1.
+    """
+    if start >= 1 or progress >= until:
+        return image_size
+    grown = max(0.0, progress - begin) / (until - begin) if until > begin else 0.0
+    size = image_size * (start + (1 - start) * grown)
+    return min(image_size, max(multiple, math.floor(size / multiple + 0.5) * multiple))

@@ -27,8 +27,8 @@ class Op(IntEnum):
     """Result[y, x] = source[y + top, x + left]. 0: top, 1: left, in pixels, maybe negative; 2: outside the
     source, 0 for zeros, 1 to mirror it without repeating the border."""
     AFFINE = 3
-    """``Image.transform(size, AFFINE)``. 0 to 5: Pillow's (a, b, c, d, e, f), from result to source; 6: Pillow's
-    number of the filter, 0 nearest, 2 bilinear, 3 bicubic; 7 to 9: fill, 0 to 255, a channel."""
+    """``Image.transform(size, AFFINE)``. 0 to 5: Pillow's (a, b, c, d, e, f), from result to source; 6:
+    Pillow's number of the filter, 0 nearest, 2 bilinear, 3 bicubic; 7 to 9: fill, 0 to 255, a channel."""
     BRIGHTNESS = 4
     """``ImageEnhance.Brightness``. 0: factor."""
     CONTRAST = 5

@@ -35,18 +35,21 @@ T = TypeVar("T", bound="Trick")
 class Stage(IntEnum):
     """Where in a training step a trick acts, in the order of execution."""
 
-    CROP = 1
-    AUGMENT = 2
-    MIX = 3
-    MODEL = 4
-    LOSS = 5
-    PRECISION = 6
-    PARAM_GROUPS = 7
-    OPTIMIZER = 8
-    SCHEDULE = 9
-    WEIGHTS = 10
-    STOP = 11
-    PREDICT = 12
+    RESOLUTION = 1
+    CROP = 2
+    AUGMENT = 3
+    MIX = 4
+    MICRO_BATCH = 5
+    MODEL = 6
+    LOSS = 7
+    PRECISION = 8
+    GRADIENTS = 9
+    PARAM_GROUPS = 10
+    OPTIMIZER = 11
+    SCHEDULE = 12
+    WEIGHTS = 13
+    STOP = 14
+    PREDICT = 15
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,23 @@ class Trick(BaseModel):
     def problem(self, what: str, *, expected: str | None = None, fix: str | None = None) -> Problem:
         """A Problem that names this trick and, unless told otherwise, how to do without it."""
         return Problem(what, f"trick {self.kind}", expected, fix or f"remove it: --without {self.kind}")
+
+
+class ResolutionTrick(Trick):
+    """Chooses the size of training images, step by step."""
+
+    stage = Stage.RESOLUTION
+    slot = "resolution"
+
+    def size(self, step: int, timeline: Timeline, image_size: int) -> int:
+        """Height and width in pixels of the images of the update numbered ``step``; the same all epoch.
+
+        Args:
+            step: 0 to ``timeline.steps`` - 1.
+            timeline: length of the run.
+            image_size: the recipe's size.
+        """
+        raise NotImplementedError
 
 
 class CropTrick(Trick):
@@ -246,6 +266,17 @@ class MixTrick(Trick):
         raise NotImplementedError
 
 
+class MicroBatchTrick(Trick):
+    """Cuts a batch, after mixing, into parts that go through the model one after the other."""
+
+    stage = Stage.MICRO_BATCH
+    slot = "micro_batch"
+
+    def parts(self, images: int) -> int:
+        """Number of parts, 1 to ``images``; their sizes differ by at most one."""
+        raise NotImplementedError
+
+
 class ModelTrick(Trick):
     """Edits the model once, before training: architecture (rank < 50) or initial values (>= 50)."""
 
@@ -258,6 +289,20 @@ class ModelTrick(Trick):
             PlanError: nothing in ``model`` matches. Called on the meta device at plan time.
         """
         raise NotImplementedError
+
+    @property
+    def sample_size(self) -> int:
+        """Number of training images that :meth:`calibrate` wants to see."""
+        return 0
+
+    def calibrate(self, model: nn.Module, images: Iterable[Tensor]) -> None:
+        """Compute weights from images, once, after all edits; only called if ``sample_size`` is not 0.
+
+        Args:
+            model: changed in place, on its device.
+            images: batches ``(batch, channels, height, width)`` of training images, as the model sees them
+                in evaluation; the same ones for every seed.
+        """
 
 
 class LossTrick(Trick):
@@ -278,6 +323,19 @@ class PrecisionTrick(Trick):
 
     def precision(self) -> str:
         """A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``."""
+        raise NotImplementedError
+
+
+class GradientTrick(Trick):
+    """Changes gradients, once they are complete and unscaled, before the optimizer sees them."""
+
+    stage = Stage.GRADIENTS
+
+    def transformation(self, model: nn.Module) -> Callable[[], None] | None:
+        """The function that changes ``grad`` of the model's parameters in place, or None for none.
+
+        It is called at every step: it must not wait for the device.
+        """
         raise NotImplementedError
 
 
@@ -302,6 +360,10 @@ class OptimizerTrick(Trick):
     slot = "optimizer"
     lr: float
     weight_decay: float
+
+    def groups(self, model: nn.Module, groups: list[ParamGroup]) -> list[ParamGroup]:
+        """Groups as this optimizer wants them: the same parameters, each once. Called before ``build``."""
+        return groups
 
     def build(self, groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """An optimizer over ``groups``; a group's own ``weight_decay`` wins over the trick's."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from trickbag.errors import Problem
+from trickbag.imageops.program import Op, Step
 from trickbag.tricks.augmentation import Probability, Ratios, Shares
-from trickbag.tricks.base import Card, Draws, ImageTrick
+from trickbag.tricks.base import Batch, Card, ImageTrick
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from trickbag.plan import Context
+    from trickbag.rng import Stream
 
 
 class RandomErasing(ImageTrick):
@@ -24,8 +24,8 @@ class RandomErasing(ImageTrick):
         aspect: smallest and largest height / width of the box.
         fill: ``constant``: ``value``; ``channel``: one random color a box; ``pixel``: a random color a pixel.
         value: the constant, on the scale of the images at that moment (see ``when``).
-        when: before normalization (values 0 to 1; random colors uniform) or after it (0 is the mean; random
-            colors standard normal).
+        when: before normalization (values 0 to 1, kept as whole steps of 1/255; random colors uniform) or
+            after it (0 is the mean; random colors standard normal).
     """
 
     kind = "random_erasing"
@@ -36,14 +36,14 @@ class RandomErasing(ImageTrick):
         title="Random erasing",
         summary="Replaces a random box of each image by a constant, one random color or noise, so that no "
         "single part of an object decides.",
-        source="Zhong et al. 2020, arXiv:1708.04896, algorithm 1; DeVries and Taylor 2017, arXiv:1708.04552 "
-        "(Cutout); attempts and fills as timm's and torchvision's RandomErasing",
+        source="Zhong et al. 2020, arXiv:1708.04896, algorithm 1; attempts and fills as timm's and "
+        "torchvision's RandomErasing",
         null="p = 0",
-        cost="One pass over the batch; fill = pixel hashes a number for each pixel, about fifteen more.",
+        cost="Next to nothing: only pixels in the boxes are written; fill = pixel hashes a number for each.",
         suggested="p = 0.1 (torchvision's ResNet-50) to 0.25 with fill = pixel (timm, Swin). Helps long "
-        "training of large models; hurts when objects are small or training is short. Cutout with a fixed "
-        "square: area (x, x), aspect (1, 1), p = 1, fill = constant.",
-        aliases=("Cutout", "random cutout", "RandomErasing", "RE"),
+        "training of large models; hurts when objects are small or training is short. For a square of "
+        "one size use Cutout.",
+        aliases=("RandomErasing", "RE"),
         library="trickbag: timm and torchvision loop over images and draw from global generators",
         snippet="""\
 import torch
@@ -74,34 +74,42 @@ for _ in range(3):
         """Rank 90 after normalization, 60 before it."""
         return int(self.stage), 60 if self.when == "before" else self.rank, self.kind
 
-    def draw(self, shape: torch.Size, generator: torch.Generator) -> Draws:
-        """``boxes``, and the fill's quantiles (``colors``) or its ``seeds`` when there is one.
+    @property
+    def late(self) -> bool:
+        """True after normalization."""
+        return self.when == "after"
 
-        ``boxes``: ``(batch, 4)`` int64; ``colors``: ``(batch, channels)`` float32 between 0 and 1; ``seeds``:
-        ``(batch, 2)`` int64.
-        """
+    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
+        """One ``ERASE``, or nothing where p is 0."""
         import torch
 
         from trickbag.functional.erasing import random_erasing_boxes
 
-        batch, channels = shape[:2]
-        boxes = random_erasing_boxes(shape, generator, p=self.p, area=self.area, aspect=self.aspect)
-        seeds = torch.randint(0, 2**31, (batch, 2), generator=generator)
-        colors = torch.rand((batch, channels), generator=generator).clamp(2.0**-25, 1 - 2.0**-24)
-        return {"boxes": boxes, "seeds": seeds, "colors": colors}
-
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Fill the drawn boxes."""
-        from trickbag.functional.erasing import erase, normal_noise, uniform_noise
-
+        if not self.p:
+            return ()
+        generator, count = stream.torch(batch.step), batch.shape[0]
+        boxes = random_erasing_boxes(batch.shape, generator, p=self.p, area=self.area, aspect=self.aspect)
+        box = boxes.T.numpy()
         if self.fill == "constant":
-            return erase(images, draws["boxes"], self.value)
-        if self.fill == "channel":
-            quantiles = draws["colors"][:, :, None, None]
+            value = self.value if self.late else round(255 * self.value)
+            return (Step.of(Op.ERASE, *box, 0, value, value, value),)
+        if self.fill == "pixel":
+            seeds = torch.randint(2**31, (2, count), generator=generator).numpy()
+            return (Step.of(Op.ERASE, *box, 2 if self.late else 1, *seeds),)
+        if self.late:
+            colors = torch.randn((3, count), generator=generator).numpy()
         else:
-            quantiles = uniform_noise(draws["seeds"], images.shape)
-        fill = normal_noise(quantiles) if self.when == "after" else quantiles
-        return erase(images, draws["boxes"], fill)
+            colors = torch.randint(256, (3, count), generator=generator).numpy()
+        return (Step.of(Op.ERASE, *box, 0, *colors),)
+
+    def check(self, context: Context) -> Iterable[Problem]:
+        """Before normalization there are no values outside 0 to 1."""
+        if self.p and self.fill == "constant" and not self.late and not 0 <= self.value <= 1:
+            yield self.problem(
+                f"a value of {self.value:g} does not exist in images before normalization",
+                expected="a value from 0 to 1",
+                fix="set random_erasing.value to 0, or random_erasing.when to after",
+            )
 
     def notes(self, context: Context) -> Iterable[str]:
         """Random colors after normalization presume that there is one."""
