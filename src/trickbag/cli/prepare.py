@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+import typer
+
 from trickbag.cli.common import (
     KEEPING,
     DataArgument,
@@ -30,8 +32,12 @@ def prepare(data: DataArgument, set_: SetOption = None, as_json: JsonOption = Fa
         raise UsageError("there is no recipe to set", where=f"--set {recipe[0]}", expected="data.KEY=VALUE")
     spec = read_data(data, set_)
     out = console(quiet=as_json)
-    with reading(out) as progress:
-        made = api.prepare(spec, progress=progress)
+    try:
+        with reading(out) as progress:
+            made = api.prepare(spec, progress=progress)
+    except KeyboardInterrupt:
+        out.print("interrupted; nothing is kept of the copy")
+        raise typer.Exit(130) from None
     use = " ".join(["trickbag train RECIPE", shlex.quote(data), *_options(settings)])
     facts = made.data.facts
     if as_json:

@@ -64,15 +64,15 @@ def pick(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor | None = No
     first = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * height
     places = (rows.clamp(min=0) + first).view(-1)
     picked = images.reshape(-1, width).index_select(0, places).view(images.shape)
-    _fill(picked, (rows >= 0)[..., None], fill)
     picked = picked.gather(3, columns.clamp(min=0).expand(-1, channels, height, -1))
-    return _fill(picked, columns >= 0, fill)
+    inside = (rows >= 0).to(torch.uint8)[..., None] * (columns >= 0)
+    return _filled(picked, inside, fill)
 
 
-def _fill(images: Tensor, inside: Tensor, fill: Tensor | None) -> Tensor:
-    """Write fill where not inside; several times quicker on a CPU than ``torch.where``."""
+def _filled(images: Tensor, inside: Tensor, fill: Tensor | None) -> Tensor:
+    """Write fill where ``inside`` (uint8) is 0; several times quicker on a CPU than ``torch.where``."""
     images.mul_(inside)
-    return images if fill is None else images.add_(fill[:, :, None, None] * ~inside)
+    return images if fill is None else images.add_(fill[:, :, None, None] * (1 - inside))
 
 
 def shift(images: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ def affine(images: Tensor, matrices: Tensor, filters: Tensor, fill: Tensor) -> T
     fill = fill.to(torch.uint8)
     if len(present) == 1:
         return METHODS[present[0]](images, matrices, fill)
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for method in present:
-        chosen = (methods == method).nonzero().view(-1)
-        there = send(chosen, images.device)
-        part = METHODS[method](images.index_select(0, there), matrices[chosen], fill.index_select(0, there))
-        result.index_copy_(0, there, part)
-    return result
+    # Sorted and put back: copying into chosen places is slow on a CPU.
+    order = methods.argsort(stable=True)
+    there, back = send(torch.stack((order, order.argsort())), images.device).unbind(0)
+    images, matrices, fill = images.index_select(0, there), matrices[order], fill.index_select(0, there)
+    counts = [int((methods == method).sum()) for method in present]
+    parts = zip(present, images.split(counts), matrices.split(counts), fill.split(counts), strict=True)
+    return torch.cat([METHODS[method](*part) for method, *part in parts]).index_select(0, back)
 
 
 def _nearest_method(matrices: Tensor, height: int, width: int) -> Tensor:
@@ -210,7 +210,7 @@ def _filtered(images: Tensor, matrices: Tensor, fill: Tensor, taps: tuple[int, .
         places = [(row + column).flatten(1)[:, None].expand(-1, images.shape[1], -1) for column in columns]
         lines.append(mix([pixels.gather(2, place).double() for place in places], across))
     mixed = mix(lines, down).clamp_(0, 255).to(torch.int16).to(torch.uint8).view(images.shape)
-    return _fill(mixed, inside, fill)
+    return _filled(mixed, inside.to(torch.uint8), fill)
 
 
 def _linear(values: list[Tensor], part: Tensor) -> Tensor:

@@ -33,8 +33,11 @@ def lookup(images: Tensor, tables: Tensor) -> Tensor:
     Returns:
         The dtype of ``tables``, in the shape of ``images``.
     """
-    values = images.flatten(2)
-    return tables.expand(*values.shape[:2], 256).gather(2, values.long()).view(images.shape)
+    batch, channels = images.shape[:2]
+    tables = tables.expand(batch, channels, 256).reshape(-1)
+    first = torch.arange(0, len(tables), 256, dtype=torch.int32, device=images.device)
+    places = images.to(torch.int32).add_(first.view(batch, channels, 1, 1))
+    return tables.index_select(0, places.view(-1)).view(images.shape)
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
@@ -191,7 +194,7 @@ def histogram(images: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """torchvision's ``adjust_hue`` of a Pillow image: turn by ``turns`` ``(batch,)``, -0.5 to 0.5 of the circle.
+    """``adjust_hue`` of torchvision on Pillow images: turn by ``turns`` ``(batch,)``, -0.5 to 0.5 circles.
 
     Colors go through Pillow's 8-bit HSV and back, so that 0 turns changes them a little too. Gray images are
     returned as they are.
@@ -216,7 +219,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def _hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hue (int64), saturation and value (uint8) ``(batch, height, width)``, as Convert.c has it, rgb2hsv."""
-    red, green, blue = images.unbind(1)
+    red, green = images[:, 0], images[:, 1]
     high = images.amax(1)
     span = (high - images.amin(1)).float()
     rc, gc, bc = (high[:, None] - images).float().div_(span.clamp(min=1)[:, None]).double().unbind(1)
@@ -256,7 +259,7 @@ def _ramp(like: Tensor) -> Tensor:
 
 @functools.cache
 def _circle(device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every 8-bit hue: how far it is in its sixth, ``(256,)`` float32, and ``ROUTES``, ``(256, 3)`` int64."""
+    """For 8-bit hues: how far each is in its sixth, ``(256,)`` float32, and its ``ROUTES``, ``(256, 3)``."""
     sixths = torch.arange(256, dtype=torch.float64) * 6.0 / 255.0
     routes = torch.tensor(ROUTES)[sixths.long() % 6]
     return (sixths - sixths.floor()).float().to(device), routes.to(device)

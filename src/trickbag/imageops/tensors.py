@@ -7,7 +7,6 @@ chained, as maps of rows and columns, until something else needs the pixels.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -104,16 +103,17 @@ class _Pixels:
         if not steps:
             return self.images
         ops, args = stacked(steps, len(self.images))
+        ops = np.where((ops == Op.ERASE) & (args[:, :, 2:4] <= 0).any(2), np.uint8(Op.IDENTITY), ops)
         order = ops.argsort(1, kind="stable")
-        args = np.take_along_axis(args, order[:, :, None], 1)
-        orders = geometric.send(torch.from_numpy(order), self.device)
+        ops, args = np.take_along_axis(ops, order, 1), np.take_along_axis(args, order[:, :, None], 1)
+        places = geometric.send(torch.from_numpy(np.stack((order, order.argsort(1)), 1)), self.device)
         sent = geometric.send(torch.from_numpy(args), self.device)
         for index, step in enumerate(steps):
             if np.isin(step.ops, MOVES).any():
                 self.move(torch.from_numpy(step.ops), torch.from_numpy(step.args))
-            if (step.ops > Op.SHIFT).any():
+            if ops[index, -1] > Op.SHIFT:
                 self.settle()
-                self.step(ops[index][order[index]], torch.from_numpy(args[index]), orders[index], sent[index])
+                self.step(ops[index], torch.from_numpy(args[index]), sent[index], places[index])
         self.settle()
         return self.images
 
@@ -140,30 +140,30 @@ class _Pixels:
             self.images = torch.cat(parts)
         self.rows = self.columns = None
 
-    def step(self, ops: np.ndarray, args: Tensor, order: Tensor, sent: Tensor) -> None:
+    def step(self, ops: np.ndarray, args: Tensor, sent: Tensor, places: Tensor) -> None:
         """One operation for each image; all arguments are sorted by operation.
 
         Args:
             ops: ``(batch,)`` uint8.
             args: ``(batch, ARGS)`` float64 on the CPU.
-            order: ``(batch,)`` int64 positions of the images, on the device.
             sent: ``args`` on the device.
+            places: ``(2, batch)`` int64 on the device: which images these are, and where each image is here.
         """
+        mixed = ops[0] != ops[-1]
+        images = self.images.index_select(0, places[0]) if mixed else self.images
         parts = []
-        images = self.images.index_select(0, order)
         for share in _shares(images):
-            bounds = np.searchsorted(ops[share], BOUNDS)
-            for first, last in itertools.pairwise(range(len(BOUNDS))):
-                part = slice(share.start + bounds[first], share.start + bounds[last])
-                if part.start < part.stop:
-                    act = self.act(
-                        BOUNDS[first], ops[part], images[part], args[part], order[part], sent[part]
-                    )
-                    parts.append(act)
-        self.images = torch.empty_like(images).index_copy_(0, order, torch.cat(parts))
+            bounds = np.searchsorted(ops[share], BOUNDS) + share.start
+            for op, start, stop in zip(BOUNDS, bounds, bounds[1:], strict=False):
+                if start < stop:
+                    part = slice(start, stop)
+                    where = places[0, part] if mixed else part
+                    parts.append(self.act(op, ops[part], images[part], args[part], sent[part], where))
+        images = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.images = images.index_select(0, places[1]) if mixed else images
 
     def act(
-        self, op: int, ops: np.ndarray, images: Tensor, args: Tensor, order: Tensor, sent: Tensor
+        self, op: int, ops: np.ndarray, images: Tensor, args: Tensor, sent: Tensor, where: Tensor | slice
     ) -> Tensor:
         """What becomes of images that have one operation, or tables, in common; arguments as in ``step``."""
         if op in TABLES:
@@ -178,26 +178,25 @@ class _Pixels:
         if op == Op.SHARPNESS:
             return photometric.sharpness(images, sent[:, 0])
         if op == Op.ERASE:
-            return _erased(images, args.numpy(), sent)
+            return _erased(images, args[:, 4] != COLOR, sent)
         if op in (Op.SAVE, Op.ACCUMULATE, Op.TAKE):
-            return self.mix(op, images, order, per_image(sent[:, 0].float()))
+            return self.mix(op, images, per_image(sent[:, 0].float()), where)
         return images
 
-    def mix(self, op: int, images: Tensor, order: Tensor, weights: Tensor) -> Tensor:
+    def mix(self, op: int, images: Tensor, weights: Tensor, where: Tensor | slice) -> Tensor:
         if op == Op.SAVE:
             if self.total is None:
                 self.total = torch.zeros(self.images.shape, device=self.device)
                 self.kept = torch.zeros_like(self.images)
-            self.total.index_copy_(0, order, images * weights)
-            self.kept.index_copy_(0, order, images)
+            self.total[where] = images * weights
+            self.kept[where] = images
             return images
         if self.total is None:
             raise ValueError("a mixture starts with SAVE")
-        total = self.total.index_select(0, order)
         if op == Op.TAKE:
-            return total.clamp_(0, 255).to(torch.int16).to(torch.uint8)
-        self.total.index_copy_(0, order, total.add_(images * weights))
-        return self.kept.index_select(0, order)
+            return self.total[where].clamp(0, 255).to(torch.int16).to(torch.uint8)
+        self.total[where] = self.total[where] + images * weights
+        return self.kept[where]
 
 
 def _shares(images: Tensor) -> list[slice]:
@@ -226,19 +225,14 @@ def _tables(ops: np.ndarray, images: Tensor, args: Tensor) -> Tensor:
     return torch.cat(tables)
 
 
-def _erased(images: Tensor, args: np.ndarray, sent: Tensor) -> Tensor:
-    images = images.clone()
-    for kind, chosen in _boxes(np.full(len(args), Op.ERASE), args):
-        there = geometric.send(torch.from_numpy(chosen), images.device)
-        part, values = images.index_select(0, there), sent.index_select(0, there)
-        inside = box_mask(values[:, :4].long(), *images.shape[2:])
-        if kind == COLOR:
-            fill = values[:, 5 : 5 + images.shape[1], None, None].to(torch.uint8)
-        else:
-            fill = noise_bits(values[:, 5:7].long(), part.shape).bitwise_right_shift_(24).to(torch.uint8)
-        # Several times quicker on a CPU than torch.where.
-        images.index_copy_(0, there, part.mul_(~inside).add_(fill * inside))
-    return images
+def _erased(images: Tensor, noisy: Tensor, args: Tensor) -> Tensor:
+    """Levels with boxes filled; ``noisy`` ``(batch,)`` bool is on the CPU."""
+    inside = box_mask(args[:, :4].long(), *images.shape[2:]).to(torch.uint8)
+    fill = args[:, 5 : 5 + images.shape[1], None, None].to(torch.uint8)
+    if noisy.any():
+        noise = (noise_bits(args[:, 5:7].long(), images.shape) >> 24).to(torch.uint8)
+        fill = noise if noisy.all() else torch.where(per_image(args[:, 4]) != COLOR, noise, fill)
+    return (images * (1 - inside)).add_(fill * inside)
 
 
 def _boxes(ops: np.ndarray, args: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -271,7 +265,7 @@ def _planar(images: Tensor) -> Tensor:
 
 def _finish(images: Tensor, table: Tensor | None, result: Tensor) -> None:
     """Write images, or what the table makes of them, to ``result`` ``(batch, height, width, channels)``."""
-    batch, height, width, channels = result.shape
+    width, channels = result.shape[2:]
     first = torch.arange(channels, dtype=torch.int32, device=result.device).mul_(256).repeat(width)
     for share in _shares(images):
         levels = result[share] if table is None else torch.empty_like(result[share], dtype=torch.uint8)

@@ -75,9 +75,8 @@ def rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
     """The matrix of Pillow's ``Image.rotate``, counterclockwise around the center; (a, b, c, d, e, f)."""
     angle = -math.radians(degrees % 360.0)
     a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
-    d = round(-math.sin(angle), 15)
     x, y = width / 2, height / 2
-    return a, b, a * -x + b * -y + 0.0 + x, d, a, d * -x + a * -y + 0.0 + y
+    return a, b, a * -x + b * -y + x, -b, a, -b * -x + a * -y + y
 
 
 def affine(
