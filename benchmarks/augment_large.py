@@ -305,22 +305,16 @@ def run(path: str, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
         ],
     )
     whole = [Image.fromarray(image) for image in smaller]
+    from_pixels = peers.torchvision({"Pillow images": (whole, same, "Pillow")})[1]
+    from_jpeg = peers.torchvision({"decoded by Pillow": (contents(recoded), from_bytes, "Pillow")})[1]
+    by_arrays = peers.albumentations({"NumPy images": (smaller, same)})
     add(
         "from a prepared set (short side 256), and torchvision from the original files",
         [
             *jpeg,
-            Contestant(
-                "torchvision, prepared pixels",
-                peers.torchvision({"Pillow images": (whole, same, "Pillow")})[1].ways,
-            ),
-            Contestant(
-                "torchvision, prepared JPEG",
-                peers.torchvision({"decoded by Pillow": (contents(recoded), from_bytes, "Pillow")})[1].ways,
-            ),
-            Contestant(
-                "albumentations, prepared pixels",
-                peers.albumentations({"NumPy images": (smaller, same)}).ways,
-            ),
+            Contestant("torchvision, prepared pixels", from_pixels.ways),
+            Contestant("torchvision, prepared JPEG", from_jpeg.ways),
+            Contestant("albumentations, prepared pixels", by_arrays.ways),
             *Ours(prepared, batch).contestants("", "prepared pixels, keep: raw"),
             *Ours(recoded, batch).contestants(", JPEG", "prepared JPEG, keep: jpeg")[:1],
         ],

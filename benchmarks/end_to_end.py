@@ -2,8 +2,9 @@
 
     python benchmarks/end_to_end.py --data CIFAR10
 
-Both train the same small nets on the same decoded pictures with crop, flip, TrivialAugmentWide and normalization:
-images a second of wall time, from the first request for a batch to the last update, without evaluation.
+Both train the same small nets on the same decoded pictures with crop, flip, TrivialAugmentWide and
+normalization: images a second of wall time, from the first request for a batch to the last update, without
+evaluation.
 """
 
 from __future__ import annotations
@@ -72,10 +73,10 @@ def main() -> None:
         data=f"{data.facts.name}, {len(pictures):,} training images, {epochs} epochs a round",
         threads=f"at most {threads}",
         notes=[
-            "Both sides: decoded pictures in memory, channels_last, fused SGD with Nesterov momentum, batches of "
-            f"{batch}.",
-            "The DataLoader loop: torchvision v1 on Pillow images, uint8 batches normalized at once, persistent "
-            "workers with 4 batches ahead; the best of every number of workers and threads in `tried`.",
+            "Both sides: decoded pictures in memory, channels_last, fused SGD with Nesterov momentum, batches "
+            f"of {batch}.",
+            "The DataLoader loop: torchvision v1 on Pillow images, uint8 batches normalized at once, "
+            "persistent workers with 4 batches ahead; the best number of workers and threads (see `tried`).",
         ],
     )
 

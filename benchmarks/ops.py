@@ -2,8 +2,8 @@
 
     python benchmarks/ops.py --data CIFAR10
 
-torchvision's operation on a Pillow image against trickbag's two back ends, at 32 and 224 px. All give the same
-bits. Magnitudes are those of TrivialAugmentWide.
+torchvision's operation on a Pillow image against trickbag's two back ends, at 32 and 224 px. All give the
+same bits. Magnitudes are those of TrivialAugmentWide.
 """
 
 from __future__ import annotations

@@ -385,10 +385,10 @@ def test_wrong_options_on_the_command_line(cli, folder):
 def slow(tmp_path):
     """A set that takes a few seconds to prepare: one large photo under many names."""
     photo = tmp_path / "photo.jpg"
-    picture(1, 40, 50).resize((2000, 1500), Image.BICUBIC).save(photo, quality=95)
+    picture(1, 40, 50).resize((1000, 750), Image.BICUBIC).save(photo, quality=90)
     for label in "ab":
         (tmp_path / "slow" / label).mkdir(parents=True)
-        for i in range(40):
+        for i in range(75):
             os.link(photo, tmp_path / "slow" / label / f"{i}.jpg")
     return tmp_path / "slow"
 
@@ -419,7 +419,7 @@ def test_control_c_leaves_nothing_and_the_next_one_makes_it(slow, cache, keep):
     assert err == ""
     assert copies(cache) == []
     spec = data.spec(str(slow), short_side=300, keep=keep, max_bad=0)
-    assert api.prepare(spec).images == 80
+    assert api.prepare(spec).images == 150
 
 
 def test_what_a_killed_process_leaves_is_cleared_and_not_used(slow, cache):

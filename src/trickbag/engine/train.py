@@ -178,7 +178,7 @@ def _train(
             images, targets = batches.prepare(images, task.targets(own, data.facts.num_classes), step)
             augmented = time.perf_counter()
 
-            torch.manual_seed(dropout.key(step * device.world + device.rank))
+            _seed(dropout.key(step * device.world + device.rank), device)
             count, parts = len(images), plan.parts(len(images))
             loss = torch.zeros_like(loss_sum)
             shares = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
@@ -251,6 +251,13 @@ def _train(
             if drain and not finished:
                 raise Stopped(str(run.path))
     return _outcome(run, plan, trainee, "finished", device)
+
+
+def _seed(key: int, device: Device) -> None:
+    """What ``torch.manual_seed`` does, less what takes it 0.1 ms: kinds of devices that are not in use."""
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(key)
 
 
 def _calibrate(plan: Plan, model: nn.Module, split: Split, device: Device) -> None:

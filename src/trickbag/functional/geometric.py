@@ -170,7 +170,7 @@ def _far(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
 
 
 def _gather(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
-    """Pixels at rows and columns ``(batch, height, width)``, which are written to; fill is all around them."""
+    """Pixels at rows and columns ``(batch, height, width)``, which are written to; all around lies fill."""
     batch, channels, height, width = images.shape
     # A frame of fill takes the place of conditions on every pixel.
     framed = images.new_empty((batch, channels, height + 2, width + 2))

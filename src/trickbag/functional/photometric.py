@@ -37,7 +37,7 @@ def lookup(images: Tensor, tables: Tensor) -> Tensor:
     tables = tables.expand(batch, channels, 256).reshape(-1)
     first = torch.arange(0, len(tables), 256, dtype=torch.int32, device=images.device)
     places = images.to(torch.int32).add_(first.view(batch, channels, 1, 1))
-    return tables.index_select(0, places.view(-1)).view(images.shape)
+    return tables.index_select(0, places.flatten()).view(images.shape)
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:

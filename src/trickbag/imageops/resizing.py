@@ -68,7 +68,7 @@ def _coefficients(length, start, stop, count, resample):
 
     Returns first source positions ``(count,)``, numbers of taps ``(count,)``, weights ``(count, taps)``.
     """
-    scale = (stop - start) / count
+    scale = np.float64(F(stop) - F(start)) / count
     stretch = max(scale, 1.0)
     support = (1.0 if resample == BILINEAR else 2.0) * stretch
     taps = I(np.ceil(support)) * 2 + 1
@@ -228,7 +228,14 @@ def _one(source, top, left, tall, wide, resample, out):
     right = np.float64(F(min(left + wide, float(width))))
     top, left = np.float64(F(top)), np.float64(F(left))
     if resample == NEAREST:
-        _nearest(source, top, left, (bottom - top) / rows, (right - left) / columns, out)
+        _nearest(
+            source,
+            top,
+            left,
+            np.float64(F(bottom) - F(top)) / rows,
+            np.float64(F(right) - F(left)) / columns,
+            out,
+        )
         return
     flat = source.reshape(source.size)
     first, numbers, weights = _coefficients(height, top, bottom, rows, resample)

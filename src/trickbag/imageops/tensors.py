@@ -18,7 +18,7 @@ from trickbag.functional.augment import box_mask, per_image
 from trickbag.functional.erasing import noise_bits, normal_table, uniform_noise
 from trickbag.imageops.program import Op, Program, Step, stacked
 
-PIECE = 1 << 18
+PIECE = 1 << 19
 """Values worked on at once on a CPU: more do not fit its cache, and get fresh memory every time."""
 COLOR, UNIFORM, NORMAL = 0, 1, 2
 """Fills of ``Op.ERASE``."""
@@ -100,7 +100,7 @@ class _Pixels:
 
     def run(self, steps: Sequence[Step]) -> Tensor:
         """The images after all steps."""
-        if not steps:
+        if not steps or not len(self.images):
             return self.images
         ops, args = stacked(steps, len(self.images))
         ops = np.where((ops == Op.ERASE) & (args[:, :, 2:4] <= 0).any(2), np.uint8(Op.IDENTITY), ops)
@@ -110,7 +110,7 @@ class _Pixels:
         sent = geometric.send(torch.from_numpy(args), self.device)
         for index, step in enumerate(steps):
             if np.isin(step.ops, MOVES).any():
-                self.move(torch.from_numpy(step.ops), torch.from_numpy(step.args))
+                self.move(torch.tensor(step.ops), torch.tensor(step.args))
             if ops[index, -1] > Op.SHIFT:
                 self.settle()
                 self.step(ops[index], torch.from_numpy(args[index]), sent[index], places[index])

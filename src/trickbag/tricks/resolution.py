@@ -29,7 +29,7 @@ class ResolutionRamp(ResolutionTrick):
 
     kind = "resolution_ramp"
     null_setting = {"start": 1.0}
-    example = {"start": 0.5}
+    example = {"start": 0.75}
     card = Card(
         title="Progressive resizing",
         summary="Trains on small images first and lets them grow to full size, epoch by epoch: early epochs "
