@@ -322,7 +322,7 @@ def run(path: str, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
     return cases, [
         f"Preparing took {seconds:.1f} CPU seconds, once, for {total:,} photographs "
         f"({total / seconds:,.0f} a second).",
-        "Bilinear and antialiased, but where a row says otherwise: albumentations and kornia do not antialias.",
+        "Bilinear and antialiased, unless a row says otherwise: albumentations and kornia do not antialias.",
         "Peers read files from memory, trickbag from the file system's cache.",
         "timm has no TrivialAugment: one operation of its RandAugment at a uniform magnitude stands in; "
         "kornia's is drawn once for a batch; albumentations' is OneOf over the nearest operations it has.",

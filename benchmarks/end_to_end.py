@@ -61,7 +61,7 @@ def main() -> None:
         parser.error("--data is needed: labeled 32 px images, such as torchvision:CIFAR10")
     if options.quick:
         options.images, options.epochs, options.nets = 512, 1, options.nets[:1]
-    data = trickbag_data.load(trickbag_data.spec(options.data, train_size=options.images))
+    data = trickbag_data.load(trickbag_data.spec(options.data, train_size=options.images, selection=0.005))
     pictures = Pictures(data, [v1.TrivialAugmentWide()])
     batch, epochs, threads = options.batch, options.epochs, options.threads
     cases = [one(name, data, pictures, batch, epochs, threads, options) for name in options.nets]
@@ -76,7 +76,7 @@ def main() -> None:
             "Both sides: decoded pictures in memory, channels_last, fused SGD with Nesterov momentum, batches "
             f"of {batch}.",
             "The DataLoader loop: torchvision v1 on Pillow images, uint8 batches normalized at once, "
-            "persistent workers with 4 batches ahead; the best number of workers and threads (see `tried`).",
+            "persistent workers with 4 batches ahead; the best number of workers and threads.",
         ],
     )
 

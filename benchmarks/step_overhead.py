@@ -2,8 +2,8 @@
 
     python benchmarks/step_overhead.py --data CIFAR10
 
-Both train resnet20 from the same reader of augmented batches (crop, flip, normalization). Blocks of steps take
-turns in one process; a block counts by the median time of its steps, and ratios are taken within rounds.
+Both train resnet20 from the same reader of augmented batches (crop, flip, normalization). Blocks of steps
+take turns in one process; a block counts by the median time of its steps, and ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import statistics
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -51,14 +51,15 @@ BASE: dict[str, dict[str, Any]] = {
 }
 BAG: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.99},
-    "gradient clipping": {},
+    "gradient_clipping": {"mode": "norm", "limit": 1.0},
     "mixup": {"alpha": 0.2, "p": 0.5},
     "cutmix": {"alpha": 1.0, "p": 0.5},
     "label_smoothing": {"epsilon": 0.1},
     "cosine_decay": {},
     "warmup": {"epochs": 0.1},
 }
-ACCUMULATION = "gradient accumulation"
+ACCUMULATION: dict[str, dict[str, Any]] = {"gradient_accumulation": {"steps": 2}}
+IN_PARTS = ", in two parts"
 WARM = 3
 """Steps of a block that do not count."""
 
@@ -79,8 +80,8 @@ def recipe_of(options: Any, tricks: dict[str, dict[str, Any]]) -> tuple[Recipe, 
     return recipe, missing
 
 
-def bare(plan: Plan, data: DataSet, options: Any, accumulate: int = 1) -> list[float]:
-    """Seconds of each step of the bare loop; with accumulation, of each ``accumulate`` passes."""
+def bare(plan: Plan, data: DataSet, options: Any, parts: int) -> list[float]:
+    """Seconds of each step of the bare loop."""
     torch.set_num_threads(options.threads)
     split = data.splits["train"]
     source = TrainBatches(plan, split, 0)
@@ -94,12 +95,12 @@ def bare(plan: Plan, data: DataSet, options: Any, accumulate: int = 1) -> list[f
 
     model = model_of(options.net, {}, data.facts.num_classes)
     began = time.perf_counter()
-    stamps = list(islice(loop(model, batches()), options.steps))
+    stamps = list(islice(loop(model, batches(), parts), options.steps))
     return differences([began, *stamps])
 
 
 def differences(stamps: list[float]) -> list[float]:
-    return [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    return [b - a for a, b in pairwise(stamps)]
 
 
 def main() -> None:
@@ -113,33 +114,35 @@ def main() -> None:
         parser.error("--data is needed: labeled 32 px images, such as torchvision:CIFAR10")
     if options.quick:
         options.net, options.batch, options.steps = "fast_resnet", 32, 6
-    data = trickbag_data.load(trickbag_data.spec(options.data))
+    data = trickbag_data.load(trickbag_data.spec(options.data, selection=0.005))
     bags: dict[str, dict[str, dict[str, Any]]] = {"the engine, no tricks": {}}
     bags |= {f"with {name.replace('_', ' ')}": {name: settings} for name, settings in BAG.items()}
     bags["with the whole bag"] = BAG
-    bags[f"with {ACCUMULATION} over 2"] = {ACCUMULATION: {}}
-    bags[f"with the whole bag and {ACCUMULATION} over 2"] = BAG | {ACCUMULATION: {}}
+    bags[f"the engine, no tricks{IN_PARTS}"] = ACCUMULATION
+    bags[f"with the whole bag{IN_PARTS}"] = BAG | ACCUMULATION
 
     plans, absent = {}, set()
     for name, tricks in bags.items():
         recipe, missing = recipe_of(options, tricks)
         absent |= set(missing)
-        if missing and (len(tricks) == 1 or ACCUMULATION in missing):
+        if missing and (len(tricks) == 1 or set(missing) & set(ACCUMULATION)):
             continue
         plans[name] = plan_of(recipe, data)
     base = next(iter(plans.values()))
-    times: dict[str, list[float]] = {"bare": [], **{name: [] for name in plans}}
+    names = ["bare", *plans]
+    if any(IN_PARTS in name for name in plans):
+        names.insert(len(names) - 2, "bare" + IN_PARTS)
+    times: dict[str, list[float]] = {name: [] for name in names}
 
     def run(name: str) -> float:
-        if name == "bare":
-            taken = bare(base, data, options)
+        if name.startswith("bare"):
+            taken = bare(base, data, options, 2 if IN_PARTS in name else 1)
         else:
             _, stamps = by_engine(plans[name], data, options.threads, steps=options.steps + 1)
             # The last stamp follows the evaluation; the others are a step apart.
             taken = differences(stamps[:-1])
         return statistics.median(taken[WARM:])
 
-    names = list(times)
     for name in names:
         run(name)
     for round_ in range(options.repeats):
@@ -155,8 +158,8 @@ def main() -> None:
         low, high = milli["quartiles"]
         entry: dict[str, Any] = {"what": name, "milliseconds_a_step": milli}
         cells = [name, f"{number(milli['median'])} ({number(low)}–{number(high)})", "", ""]
-        if name != "bare":
-            over = ratio(seconds, times["bare"])
+        if not name.startswith("bare"):
+            over = ratio(seconds, times["bare" + IN_PARTS if IN_PARTS in name else "bare"])
             entry["over_bare_percent"] = {
                 key: digits(100 * (value - 1), 3)
                 for key, value in zip(("median", "low", "high"), over.values(), strict=True)

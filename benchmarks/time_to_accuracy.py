@@ -1,24 +1,21 @@
-"""How accurate a recipe is after so many seconds: training from scratch on the CPU, without test-time augmentation.
+"""How accurate a recipe is after so many seconds: training from scratch, without test-time augmentation.
 
     python benchmarks/time_to_accuracy.py --data CIFAR10 --recipe small_fast --budget 60 300
 
-Every run is a process of its own. Its wall time counts from its start, with imports and reading the data (cached
-before), up to the trained weights; measuring them on the test split afterwards is not part of it. For a budget in
-seconds, the number of epochs follows from a short trial; `--epochs` names it instead.
+Every run is a process of its own. Its wall time counts from its start, with imports and reading the data
+(cached before), up to the trained weights; measuring them on the test split is not part of it. For a
+budget in seconds, the number of epochs follows from a short trial; `--epochs` names it instead.
 """
 
 from __future__ import annotations
 
-import os
-import time
-
-BEGAN = time.time()
-
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +115,7 @@ def main() -> None:
         return
     if options.quick:
         options.epochs, options.budget, options.repeats = [0.02], [], 1
+        options.recipe = "small_baseline"
     process(options, 1, 0, trial=2)  # reads and caches the data
 
     plans = [(epochs, None) for epochs in options.epochs]
@@ -152,8 +150,8 @@ def main() -> None:
         cells += [f"{statistics.median(training):.1f}", f"{statistics.median(rates):,.0f}", accuracies]
         lines.append(line(cells))
     result = {
-        "what": f"Recipe {options.recipe}, trained from scratch: wall time of the whole process up to the trained "
-        "weights (medians), and accuracy on the test split without test-time augmentation.",
+        "what": f"Recipe {options.recipe}, trained from scratch: wall time of the whole process up to the "
+        "trained weights (medians), and accuracy on the test split without test-time augmentation.",
         "command": command(),
         "machine": machine(options.threads or "one a core", options.device),
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""Two seeds at once with half the threads each, against one after the other with all of them: wall-clock time.
+"""Two seeds at once with half the threads each, against one after the other with all of them.
 
     python benchmarks/two_at_once.py --data CIFAR10
 

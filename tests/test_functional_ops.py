@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from conftest import CLASSES, draw
 from trickbag.functional import geometric, photometric
 
 SIZES = ((3, 3), (1, 5), (2, 4), (7, 3), (32, 32), (33, 17), (57, 224))
@@ -170,7 +170,9 @@ def test_affine(images: Tensor, method: int) -> None:
     fill = torch.from_numpy(rng.integers(0, 256, images.shape[:2]))
     methods = torch.full((len(images),), method)
     expected = each(images, lambda p, i: transform(p, chosen[i], method, fill[i].tolist()))
-    assert torch.equal(geometric.affine(images, torch.tensor(chosen).double(), methods, fill), expected)
+    assert torch.equal(
+        geometric.affine(images, torch.tensor(chosen, dtype=torch.float64), methods, fill), expected
+    )
 
 
 @given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 40), width=st.integers(1, 40))
@@ -195,34 +197,18 @@ def test_affine_with_an_unknown_filter() -> None:
         geometric.affine(images, torch.zeros(2, 6).double(), torch.tensor([0, 1]), torch.zeros(2, 3))
 
 
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    top=st.integers(-12, 12),
-    left=st.integers(-12, 12),
-    mirror=st.booleans(),
-)
-@settings(max_examples=60, deadline=None)
-def test_shift(size: tuple[int, int], top: int, left: int, mirror: bool) -> None:
-    image = np.random.default_rng(top * 99 + left).integers(1, 256, (3, *size), dtype=np.uint8)
-    by = 12
-    padded = np.pad(image, ((0, 0), (by, by), (by, by)), mode="reflect" if mirror else "constant")
-    expected = padded[:, by + top : by + top + size[0], by + left : by + left + size[1]]
-    images, offsets = torch.from_numpy(np.stack((image, image))), torch.tensor([[0, 0], [top, left]])
-    got = geometric.shift(images, offsets, torch.tensor([False, mirror]))
-    assert np.array_equal(got, np.stack((image, expected)))
-
-
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
-def test_maps_chain(seed: int) -> None:
+def test_pick(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    images = torch.from_numpy(rng.integers(0, 256, (6, 3, 8, 5), dtype=np.uint8))
-    fill = torch.from_numpy(rng.integers(0, 256, (6, 3), dtype=np.uint8))
-    one, two = ((torch.from_numpy(rng.integers(-1, n, (6, n))) for n in (8, 5)) for _ in range(2))
-    (rows, columns), (later_rows, later_columns) = one, two
-    step = geometric.pick(geometric.pick(images, rows, columns, fill), later_rows, later_columns, fill)
-    both = (geometric.chained(rows, later_rows), geometric.chained(columns, later_columns))
-    assert torch.equal(geometric.pick(images, *both, fill), step)
+    images, fill = rng.integers(0, 256, (6, 3, 8, 5), np.uint8), rng.integers(0, 256, (6, 3), np.uint8)
+    rows, columns = (rng.integers(-1, n, (6, n)) for n in (8, 5))
+    got = geometric.pick(*map(torch.from_numpy, (images, rows, columns, fill)))
+    for i, y, x in np.ndindex(6, 8, 5):
+        inside = rows[i, y] >= 0 and columns[i, x] >= 0
+        assert np.array_equal(got[i, :, y, x], images[i, :, rows[i, y], columns[i, x]] if inside else fill[i])
+    black = geometric.pick(*map(torch.from_numpy, (images, rows, columns)))
+    assert torch.equal(black, geometric.pick(*map(torch.from_numpy, (images, rows, columns, fill * 0))))
 
 
 def test_rotation_matrix_is_that_of_pillow(images: Tensor) -> None:
@@ -230,10 +216,15 @@ def test_rotation_matrix_is_that_of_pillow(images: Tensor) -> None:
     degrees = [0.0, 90.0, 180.0, 270.0, -90.0, 45.0, 360.0, 1e-9, *np.linspace(-500, 500, 16)]
     rows = [geometric.rotation_matrix(angle, height, width) for angle in degrees]
     fill = torch.zeros(images.shape[:2])
-    for method in (0, 2):
-        methods = torch.full((len(images),), method)
-        got = geometric.affine(images, torch.tensor(rows, dtype=torch.float64), methods, fill)
-        assert torch.equal(got, each(images, lambda p, i: p.rotate(degrees[i], Image.Resampling(method))))
+    expected = each(images, lambda p, i: p.rotate(degrees[i], Image.Resampling.BILINEAR))
+    methods = torch.full((len(images),), geometric.BILINEAR)
+    assert torch.equal(
+        geometric.affine(images, torch.tensor(rows, dtype=torch.float64), methods, fill), expected
+    )
+    expected = each(images, lambda p, i: p.rotate(degrees[i]))
+    assert torch.equal(
+        geometric.affine(images, torch.tensor(rows, dtype=torch.float64), methods * 0, fill), expected
+    )
 
 
 def test_affine_matrix_is_that_of_torchvision() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trickbag.data.base import DataSpec
 from trickbag.errors import Diverged
@@ -84,6 +84,7 @@ def train(
     runs: str | Path = "runs",
     device: str = "auto",
     threads: int | None = None,
+    workers: int | None = None,
     compile: bool = False,
     deterministic: bool = False,
     progress: Callable[[Status], None] | None = None,
@@ -97,6 +98,7 @@ def train(
         runs: folder of run directories.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: CPU threads; None means one a core.
+        workers: threads that read images; None means as many as compute (CPU), or one a core (CUDA).
         compile: use ``torch.compile``.
         deterministic: forbid CUDA kernels that do not repeat to the bit.
         progress: called a few times a second.
@@ -112,7 +114,7 @@ def train(
     from trickbag.engine.train import train as engine
 
     compiled, loaded = compile_plan(recipe, data, device)
-    place = Device(device, threads=threads, compile=compile, deterministic=deterministic)
+    place = Device(device, threads, workers, compile, deterministic)
     run = engine(compiled, loaded, seed=seed, runs=runs, device=place, progress=progress)
     if place.rank == 0:
         raise_if_diverged(run)
@@ -269,12 +271,14 @@ def predict(
     """
     from trickbag import plan as planning
     from trickbag.data.loose import read_files
+    from trickbag.data.recoding import Recoding
     from trickbag.engine.device import Device
     from trickbag.engine.evaluate import load_weights, main_readout, probabilities
 
-    run, _, facts = _identity(run)
+    run, spec, facts = _identity(run)
     compiled = planning.compile(_changed(run.recipe(), change), facts, Device(device).type)
-    split, bad = read_files([Path(image) for image in images], "gray" if facts.channels == 1 else "rgb")
+    mode: Literal["gray", "rgb"] = "gray" if facts.channels == 1 else "rgb"
+    split, bad = read_files([Path(image) for image in images], mode, Recoding(spec.short_side))
     if not len(split):
         return [], bad
     weights = load_weights(run, compiled, Device(device).torch_device)

@@ -92,6 +92,11 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads that read images; chosen by rule unless told otherwise.")
+]
+
+
 def console(*, quiet: bool = False) -> Console:
     """Where people read: standard output, or standard error where that is kept for JSON.
 
@@ -107,6 +112,16 @@ def reading(out: Console) -> Iterator[Callable[[str, int, int], None]]:
     """While entered, say how far reading the data is."""
     with out.status("reading data") as status:
         yield lambda what, done, total: status.update(f"{what}: {done} of {total} images")
+
+
+def load_compiled(out: Console) -> None:
+    """Load the compiled image operations, which takes half a minute the first time after installation."""
+    from trickbag.imageops.backend import numba_works
+
+    if numba_works():
+        with out.status("loading image operations (compiled once after installation)"):
+            import trickbag.imageops.compiled
+            import trickbag.imageops.resizing  # noqa: F401
 
 
 def print_json(value: Any) -> None:

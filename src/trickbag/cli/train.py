@@ -21,8 +21,10 @@ from trickbag.cli.common import (
     ThreadsOption,
     WithOption,
     WithoutOption,
+    WorkersOption,
     console,
     keeping_options,
+    load_compiled,
     print_json,
     read_data,
     read_recipe,
@@ -53,6 +55,7 @@ def train(
     without: WithoutOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    workers: WorkersOption = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     deterministic: Annotated[bool, typer.Option(help="Only kernels that repeat to the bit (CUDA).")] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")] = False,
@@ -74,7 +77,9 @@ def train(
     from trickbag.engine.train import Stopped
     from trickbag.engine.train import train as engine
 
-    place = Device(device, threads=threads, compile=compile_, deterministic=deterministic)
+    place = Device(device, threads, workers, compile_, deterministic)
+    out.print(f"[bold]device[/bold] {place.describe()}", soft_wrap=True)
+    load_compiled(out)
     try:
         with _progress(out) as report:
             run = engine(compiled, loaded, seed=seed, runs=runs, device=place, progress=report)

@@ -10,15 +10,19 @@ import numpy as np
 from trickbag.data.decode import SUFFIXES, Unreadable, check
 from trickbag.data.holding import Decoding
 from trickbag.data.listing import Files, Mode
+from trickbag.data.recoding import Recoding
 from trickbag.data.serving import ImageSplit
 
 
-def read_files(paths: Sequence[Path], mode: Mode) -> tuple[ImageSplit, list[str]]:
+def read_files(
+    paths: Sequence[Path], mode: Mode, recoding: Recoding | None = None
+) -> tuple[ImageSplit, list[str]]:
     """Files, and the images below folders, as a split whose labels are all 0.
 
     Args:
         paths: image files and folders, in the order wanted.
         mode: color mode.
+        recoding: what is done to every image once it is decoded, as in training.
 
     Returns:
         The readable images, and the names of those that are not.
@@ -34,7 +38,9 @@ def read_files(paths: Sequence[Path], mode: Mode) -> tuple[ImageSplit, list[str]
         except Unreadable:
             bad.append(str(path))
     shape = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    images = Decoding(Files(tuple(good)), mode, shape, 3 if mode == "rgb" else 1)
+    recoding = recoding or Recoding()
+    shape = recoding.sizes(shape)
+    images = Decoding(Files(tuple(good)), mode, shape, 3 if mode == "rgb" else 1, recoding)
     rows = np.arange(len(good))
     return ImageSplit(images, rows, np.zeros_like(rows), tuple(map(str, good)), shape), bad
 

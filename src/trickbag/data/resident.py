@@ -59,7 +59,7 @@ class ResidentSplit:
 
 
 def on_device(split: Split, device: torch.device) -> Split:
-    """The split with its images on a CUDA device, if they are small, of one size and fit there; else itself."""
+    """The split with its images on a CUDA device, if they are small, of one size, and fit; else itself."""
     import torch
 
     if device.type != "cuda" or not isinstance(split, ImageSplit) or not isinstance(split.images, Pixels):

@@ -33,16 +33,18 @@ class TrainBatches:
         self.early = choose(device_type) == "numba"
         share = plan.timeline.batch_size // world
         self.slice = slice(rank * share, (rank + 1) * share)
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._orders: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """Positions in the split of the images of the whole batch: ``(batch,)`` int64."""
         epoch, position = divmod(step, self.plan.timeline.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
+        if epoch not in self._orders:
             generator = self.stream.child("order").torch(epoch)
-            self._epoch = epoch, torch.randperm(len(self.split), generator=generator).numpy()
+            # Reading ahead looks into the next epoch while the last steps of this one are done.
+            self._orders = {key: order for key, order in self._orders.items() if abs(key - epoch) <= 1}
+            self._orders[epoch] = torch.randperm(len(self.split), generator=generator).numpy()
         size = self.plan.timeline.batch_size
-        return self._epoch[1][position * size : (position + 1) * size]
+        return self._orders[epoch][position * size : (position + 1) * size]
 
     def program(self, step: int) -> Program:
         """What happens to the images of the whole batch."""

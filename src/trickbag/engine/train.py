@@ -14,6 +14,7 @@ import torch
 
 from trickbag import tasks
 from trickbag.data.base import DataSet, Split
+from trickbag.data.resident import on_device
 from trickbag.engine import checkpoint
 from trickbag.engine.batches import TrainBatches, eval_batches
 from trickbag.engine.device import Device
@@ -155,9 +156,10 @@ def _train(
     forward, stepper = fabric.setup(device.compiled(model), optimizer)
     weights, loss_function = Weights(model, averages), plan.loss()
 
-    train_split, selection = data.splits["train"], data.splits["selection"]
+    train_split = on_device(data.splits["train"], device.torch_device)
+    selection = data.splits["selection"]
     labels = torch.from_numpy(train_split.labels)
-    batches = TrainBatches(plan, train_split, seed, device.rank, device.world)
+    batches = TrainBatches(plan, train_split, seed, device.rank, device.world, device.type)
     dropout = Stream(seed, "model")
     transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
     evaluations = evaluation_steps(plan)
@@ -168,7 +170,7 @@ def _train(
     forward.train()
 
     with Interrupt() as interrupt:
-        source = iter(train_split.batches(batches.requests(state.step)))
+        source = iter(train_split.batches(batches.requests(state.step), device.workers))
         while state.step < timeline.steps and not state.stopped:
             step = state.step
             began = time.perf_counter()

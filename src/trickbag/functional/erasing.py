@@ -110,7 +110,8 @@ def normal_table(device: torch.device | None = None) -> Tensor:
     """
     if device is not None and device.type != "cpu":
         return normal_table().to(device)
-    return torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536).float()
+    quantiles: Tensor = torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536)
+    return quantiles.float()
 
 
 def normal_noise(uniform: Tensor) -> Tensor:

@@ -25,31 +25,6 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-def line_map(signs: Tensor, offsets: Tensor, mirror: Tensor, length: int) -> Tensor:
-    """The map ``(batch, length)`` from ``sign * place + offset``.
-
-    Args:
-        signs: ``(batch,)`` int64, 1 or -1.
-        offsets: ``(batch,)`` int64, in pixels; ``length - 1`` with the sign -1 is a flip.
-        mirror: ``(batch,)`` bool, whether the source goes on as its mirror image beyond its border, which is
-            not repeated; else there is nothing.
-        length: height (or width) of the images.
-    """
-    places = torch.arange(length) * signs[:, None] + offsets[:, None]
-    inside = (places >= 0) & (places < length)
-    if not mirror.any():
-        return torch.where(inside, places, -1)
-    period = max(2 * (length - 1), 1)
-    around = places.remainder(period)
-    around = torch.minimum(around, period - around).clamp_(max=length - 1)
-    return torch.where(inside | mirror[:, None], around, -1)
-
-
-def chained(first: Tensor, second: Tensor) -> Tensor:
-    """The map of two operations one after the other."""
-    return torch.where(second < 0, -1, first.gather(1, second.clamp(min=0)))
-
-
 def pick(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor | None = None) -> Tensor:
     """Result[y, x] = source[rows[y], columns[x]].
 
@@ -75,19 +50,6 @@ def _filled(images: Tensor, inside: Tensor, fill: Tensor | None) -> Tensor:
     return images if fill is None else images.add_(fill[:, :, None, None] * (1 - inside))
 
 
-def shift(images: Tensor, offsets: Tensor, mirror: Tensor) -> Tensor:
-    """Result[y, x] = source[y + top, x + left].
-
-    Args:
-        images: ``(batch, channels, height, width)``.
-        offsets: ``(batch, 2)`` int64 (top, left) in pixels, of either sign.
-        mirror: ``(batch,)`` bool, what lies outside the source: its mirror image, else zeros.
-    """
-    ones = torch.ones_like(offsets[:, 0])
-    rows = line_map(ones, offsets[:, 0], mirror, images.shape[2])
-    return pick(images, rows, line_map(ones, offsets[:, 1], mirror, images.shape[3]))
-
-
 def affine(images: Tensor, matrices: Tensor, filters: Tensor, fill: Tensor) -> Tensor:
     """Pillow's ``Image.transform(size, AFFINE)`` of each image, bit for bit.
 
@@ -102,26 +64,27 @@ def affine(images: Tensor, matrices: Tensor, filters: Tensor, fill: Tensor) -> T
         ValueError: ``filters`` holds another number.
     """
     methods = torch.where(filters == NEAREST, _nearest_method(matrices, *images.shape[2:]), filters)
-    present = methods.unique().tolist()
-    if not set(present) <= METHODS.keys():
+    if not {*filters.unique().tolist()} <= {NEAREST, BILINEAR, BICUBIC}:
         raise ValueError(f"filters are {filters.unique().tolist()}; expected 0, 2 and 3")
+    counts = methods.bincount(minlength=len(METHODS)).tolist()
     fill = fill.to(torch.uint8)
-    if len(present) == 1:
-        return METHODS[present[0]](images, matrices, fill)
+    if len(matrices) in counts:
+        return METHODS[counts.index(len(matrices))](images, matrices, fill)
     # Sorted and put back: copying into chosen places is slow on a CPU.
     order = methods.argsort(stable=True)
     there, back = send(torch.stack((order, order.argsort())), images.device).unbind(0)
     images, matrices, fill = images.index_select(0, there), matrices[order], fill.index_select(0, there)
-    counts = [int((methods == method).sum()) for method in present]
-    parts = zip(present, images.split(counts), matrices.split(counts), fill.split(counts), strict=True)
-    return torch.cat([METHODS[method](*part) for method, *part in parts]).index_select(0, back)
+    shares = zip(METHODS, images.split(counts), matrices.split(counts), fill.split(counts), strict=True)
+    return torch.cat([act(*share) for act, *share in shares if len(share[0])]).index_select(0, back)
 
 
 def _nearest_method(matrices: Tensor, height: int, width: int) -> Tensor:
     """Which of Geometry.c's three ways of doing without a filter each image takes."""
+    plain = (matrices[:, 1:4:2] == 0).all(1)
+    if not len(matrices) or matrices.abs().max() * (height + width + 1) < 32768.0:
+        return torch.where(plain, SCALE, FIXED)
     corners = matrices.new_tensor([[0, 0, 1], [width, height, 1], [0, height, 1], [width, 0, 1]])
     far = (matrices.view(-1, 2, 3) @ corners.t()).abs().amax((1, 2)) >= 32768.0
-    plain = (matrices[:, 1] == 0) & (matrices[:, 3] == 0)
     return torch.where(plain, SCALE, torch.where(far, FAR, FIXED))
 
 
@@ -132,7 +95,7 @@ def _sums(start: Tensor, step: Tensor, length: int) -> Tensor:
     return steps.cumsum(-1)
 
 
-def _whole(places: Tensor, length: int) -> Tensor:
+def _whole(places: Tensor, length: int | Tensor) -> Tensor:
     """Places rounded down, -1 for those that are not inside."""
     return torch.where((places >= 0) & (places < length), places, -1.0).long()
 
@@ -140,9 +103,10 @@ def _whole(places: Tensor, length: int) -> Tensor:
 def _scaled(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     """Geometry.c, ImagingScaleAffine."""
     height, width = images.shape[2:]
-    a, _, c, _, e, f = matrices.unbind(1)
-    columns = _whole(_sums(c + a * 0.5, a, width), width)
-    return pick(images, _whole(_sums(f + e * 0.5, e, height), height), columns, fill)
+    steps, starts = matrices[:, ::4].t(), matrices[:, 2::3].t()
+    sizes = torch.tensor([width, height]).view(2, 1, 1)
+    columns, rows = _whole(_sums(starts + steps * 0.5, steps, max(height, width)), sizes).unbind(0)
+    return pick(images, rows[:, :height], columns[:, :width], fill)
 
 
 def _fixed(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
@@ -225,8 +189,8 @@ def _cubic(values: list[Tensor], part: Tensor) -> Tensor:
     return p4.mul_(part).add_(p3).mul_(part).add_(v3 - v1).mul_(part).add_(v2)
 
 
-SCALE, FIXED, FAR = 4, 5, 6
-METHODS = {BILINEAR: _bilinear, BICUBIC: _bicubic, SCALE: _scaled, FIXED: _fixed, FAR: _far}
+SCALE, FIXED, FAR = 0, 1, 4
+METHODS = (_scaled, _fixed, _bilinear, _bicubic, _far)
 
 
 def affine_matrix(

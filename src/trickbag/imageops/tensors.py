@@ -7,6 +7,7 @@ chained, as maps of rows and columns, until something else needs the pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,8 +19,8 @@ from trickbag.functional.augment import box_mask, per_image
 from trickbag.functional.erasing import noise_bits, normal_table, uniform_noise
 from trickbag.imageops.program import Op, Program, Step, stacked
 
-PIECE = 1 << 19
-"""Values worked on at once on a CPU: more do not fit its cache, and get fresh memory every time."""
+PIECE = 1 << 20
+"""Values worked on at once on a CPU: with more, cache misses and fresh memory cost more than calls save."""
 COLOR, UNIFORM, NORMAL = 0, 1, 2
 """Fills of ``Op.ERASE``."""
 
@@ -35,7 +36,6 @@ TABLES: dict[int, Tables] = {
     Op.EQUALIZE: lambda images, args: photometric.equalize_tables(images),
     Op.ADD: lambda images, args: photometric.add_color_tables(args[:, : images.shape[1]]),
 }
-MOVES = (Op.FLIP, Op.SHIFT)
 BOUNDS = tuple(
     op for op in range(len(Op) + 1) if not Op.IDENTITY < op <= Op.SHIFT and not Op.BRIGHTNESS < op <= Op.ADD
 )
@@ -95,61 +95,52 @@ class _Pixels:
         self.device = images.device
         self.kept = images
         self.total: Tensor | None = None
-        self.rows: Tensor | None = None
-        self.columns: Tensor | None = None
+        self.rows: np.ndarray | None = None
+        self.columns: np.ndarray | None = None
 
     def run(self, steps: Sequence[Step]) -> Tensor:
         """The images after all steps."""
         if not steps or not len(self.images):
             return self.images
         ops, args = stacked(steps, len(self.images))
-        ops = np.where((ops == Op.ERASE) & (args[:, :, 2:4] <= 0).any(2), np.uint8(Op.IDENTITY), ops)
-        order = ops.argsort(1, kind="stable")
-        ops, args = np.take_along_axis(ops, order, 1), np.take_along_axis(args, order[:, :, None], 1)
-        places = geometric.send(torch.from_numpy(np.stack((order, order.argsort(1)), 1)), self.device)
-        sent = geometric.send(torch.from_numpy(args), self.device)
-        for index, step in enumerate(steps):
-            if np.isin(step.ops, MOVES).any():
-                self.move(torch.tensor(step.ops), torch.tensor(step.args))
-            if ops[index, -1] > Op.SHIFT:
+        ops[(ops == Op.ERASE) & (args[:, :, 2:4] <= 0).any(2)] = Op.IDENTITY
+        moves, others = (ops == Op.FLIP) | (ops == Op.SHIFT), ops > Op.SHIFT
+        for number in np.nonzero(moves.any(1) | others.any(1))[0]:
+            if moves[number].any():
+                self.move(ops[number], args[number])
+            if others[number].any():
                 self.settle()
-                self.step(ops[index], torch.from_numpy(args[index]), sent[index], places[index])
+                self.step(ops[number], args[number])
         self.settle()
         return self.images
 
-    def move(self, ops: Tensor, args: Tensor) -> None:
+    def move(self, ops: np.ndarray, args: np.ndarray) -> None:
         """Remember flips and shifts."""
         height, width = self.images.shape[2:]
-        flipped, mirror = ops == Op.FLIP, (ops == Op.SHIFT) & (args[:, 2] != 0)
-        first, second = torch.where((ops == Op.SHIFT) | flipped, args[:, :2].t(), 0.0).long().unbind(0)
         # A flip has its two arguments the other way round: columns first.
-        rows = _lines(flipped, torch.where(flipped, second, first), mirror, height)
-        columns = _lines(flipped, torch.where(flipped, first, second), mirror, width)
+        rows, columns = _lines(ops, args, (1, 0), height), _lines(ops, args, (0, 1), width)
         if self.rows is not None and self.columns is not None:
-            rows, columns = geometric.chained(self.rows, rows), geometric.chained(self.columns, columns)
+            rows, columns = _chained(self.rows, rows), _chained(self.columns, columns)
         self.rows, self.columns = rows, columns
 
     def settle(self) -> None:
         """Execute what ``move`` has remembered."""
         if self.rows is not None and self.columns is not None:
-            rows, columns = self.rows, self.columns
+            rows, columns = torch.from_numpy(self.rows), torch.from_numpy(self.columns)
             parts = [
                 geometric.pick(self.images[share], rows[share], columns[share])
                 for share in _shares(self.images)
             ]
-            self.images = torch.cat(parts)
+            self.images = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.rows = self.columns = None
 
-    def step(self, ops: np.ndarray, args: Tensor, sent: Tensor, places: Tensor) -> None:
-        """One operation for each image; all arguments are sorted by operation.
-
-        Args:
-            ops: ``(batch,)`` uint8.
-            args: ``(batch, ARGS)`` float64 on the CPU.
-            sent: ``args`` on the device.
-            places: ``(2, batch)`` int64 on the device: which images these are, and where each image is here.
-        """
-        mixed = ops[0] != ops[-1]
+    def step(self, ops: np.ndarray, args: np.ndarray) -> None:
+        """One operation, and no move, for each image."""
+        mixed = bool((ops != ops[0]).any())
+        order = ops.argsort(kind="stable") if mixed else np.arange(len(ops))
+        ops, args = ops[order], args[order]
+        places = geometric.send(torch.from_numpy(np.stack((order, order.argsort()))), self.device)
+        sent, here = geometric.send(torch.from_numpy(args), self.device), torch.from_numpy(args)
         images = self.images.index_select(0, places[0]) if mixed else self.images
         parts = []
         for share in _shares(images):
@@ -158,14 +149,23 @@ class _Pixels:
                 if start < stop:
                     part = slice(start, stop)
                     where = places[0, part] if mixed else part
-                    parts.append(self.act(op, ops[part], images[part], args[part], sent[part], where))
+                    parts.append(self.act(op, ops[part], images[part], here[part], sent[part], where))
         images = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.images = images.index_select(0, places[1]) if mixed else images
 
     def act(
         self, op: int, ops: np.ndarray, images: Tensor, args: Tensor, sent: Tensor, where: Tensor | slice
     ) -> Tensor:
-        """What becomes of images that have one operation, or tables, in common; arguments as in ``step``."""
+        """What becomes of images that have one operation, or tables, in common.
+
+        Args:
+            op: the first operation of the group.
+            ops: ``(batch,)`` uint8, sorted.
+            images: ``(batch, channels, height, width)``.
+            args: ``(batch, ARGS)`` float64 on the CPU.
+            sent: ``args`` on the device.
+            where: which images of the whole batch these are.
+        """
         if op in TABLES:
             return photometric.lookup(images, _tables(ops, images, sent))
         if op == Op.AFFINE:
@@ -201,17 +201,31 @@ class _Pixels:
 
 def _shares(images: Tensor) -> list[slice]:
     """The batch in pieces for a CPU's cache; elsewhere, whole."""
-    size = max(1, PIECE // images[:1].numel()) if images.device.type == "cpu" else len(images)
+    size = PIECE // math.prod(images.shape[1:]) if images.device.type == "cpu" else len(images)
+    size = max(size, 1)
     return [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
 
-def _lines(flipped: Tensor, values: Tensor, mirror: Tensor, length: int) -> Tensor:
-    """Where rows or columns come from: flipped if the value is 1, or else shifted by it."""
-    offsets, signs = (
-        torch.where(flipped, values * (length - 1), values),
-        torch.where(flipped, 1 - 2 * values, 1),
-    )
-    return geometric.line_map(signs, offsets, mirror, length)
+def _lines(ops: np.ndarray, args: np.ndarray, columns: tuple[int, int], length: int) -> np.ndarray:
+    """A map of ``geometric.pick`` for flips and shifts, whose arguments are in one of two columns each."""
+    flips, shifts = ops == Op.FLIP, ops == Op.SHIFT
+    flipped = flips & (args[:, columns[0]] != 0)
+    offsets = np.where(shifts, args[:, columns[1]], flipped * (length - 1)).astype(np.int64)
+    places: np.ndarray = np.arange(length) * (1 - 2 * flipped)[:, None] + offsets[:, None]
+    mirror = shifts & (args[:, 2] != 0)
+    if mirror.any():
+        period = max(2 * (length - 1), 1)
+        around = places[mirror] % period
+        places[mirror] = np.minimum(np.minimum(around, period - around), length - 1)
+    places[(places < 0) | (places >= length)] = -1
+    return places
+
+
+def _chained(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The map of two moves one after the other."""
+    first = np.pad(first, ((0, 0), (0, 1)), constant_values=-1)  # Which is what -1 finds.
+    chained: np.ndarray = first[np.arange(len(first))[:, None], second]
+    return chained
 
 
 def _tables(ops: np.ndarray, images: Tensor, args: Tensor) -> Tensor:

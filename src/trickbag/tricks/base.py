@@ -229,7 +229,7 @@ class ImageTrick(Trick):
         return ()
 
     def table(self, channels: int) -> np.ndarray | None:
-        """``(channels, 256)`` float32, what a model sees for each value; None if that is another's business."""
+        """``(channels, 256)`` float32, what a model sees for each value; None: another trick says."""
         return None
 
     def __call__(self, images: Tensor, seed: int = 0, step: int = 0) -> Tensor:
