@@ -73,8 +73,8 @@ def main() -> None:
         data=f"{data.facts.name}, {len(pictures):,} training images, {epochs} epochs a round",
         threads=f"at most {threads}",
         notes=[
-            "Both sides: decoded pictures in memory, channels_last, fused SGD with Nesterov momentum, batches "
-            f"of {batch}.",
+            "Both sides: decoded pictures in memory, channels_last, fused SGD with Nesterov momentum, batch "
+            f"{batch}.",
             "The DataLoader loop: torchvision v1 on Pillow images, uint8 batches normalized at once, "
             "persistent workers with 4 batches ahead; the best number of workers and threads.",
         ],

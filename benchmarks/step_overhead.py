@@ -171,7 +171,7 @@ def main() -> None:
         print("   ".join(cells))
     result = {
         "what": f"Time of a training step of {options.net}, batches of {options.batch}: trickbag's engine "
-        "against a bare PyTorch loop (channels_last, fused SGD, cross entropy of labels) on the same batches.",
+        "against a bare PyTorch loop (channels_last, fused SGD, cross entropy) on the same batches.",
         "command": command(),
         "machine": machine(options.threads),
         "versions": versions(),

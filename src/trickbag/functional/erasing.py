@@ -109,9 +109,11 @@ def normal_table(device: torch.device | None = None) -> Tensor:
         ``(65536,)`` float32, computed in float64; shared, so do not write to it.
     """
     if device is not None and device.type != "cpu":
-        return normal_table().to(device)
+        table: Tensor = normal_table().to(device)
+        return table
     quantiles: Tensor = torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536)
-    return quantiles.float()
+    levels: Tensor = quantiles.float()
+    return levels
 
 
 def normal_noise(uniform: Tensor) -> Tensor:

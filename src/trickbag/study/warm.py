@@ -7,8 +7,12 @@ from lightning_fabric import Fabric  # noqa: F401
 import trickbag.engine.train
 import trickbag.tasks.classification  # noqa: F401
 from trickbag.engine.run import code_version
+from trickbag.imageops.backend import choose
 from trickbag.tricks import catalogue
 
 catalogue()
+if choose() == "numba":
+    import trickbag.imageops.compiled
+    import trickbag.imageops.resizing  # noqa: F401
 # Workers run the code that is loaded here, also if its files are edited meanwhile: its name must not change.
 code_version()
