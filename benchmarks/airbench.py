@@ -93,15 +93,11 @@ class Net(nn.Module):
 
 def crops(padded: Tensor, reach: int) -> Tensor:
     """Windows at random places, an image each: ``(n, 3, 32 + 2 * reach, ...)`` to ``(n, 3, 32, 32)``."""
-    size = padded.shape[-1] - 2 * reach
-    shifts = torch.randint(-reach, reach + 1, (len(padded), 2), device=padded.device)
-    out = torch.empty(len(padded), 3, size, size, device=padded.device, dtype=padded.dtype)
-    for top in range(-reach, reach + 1):
-        for left in range(-reach, reach + 1):
-            chosen = (shifts[:, 0] == top) & (shifts[:, 1] == left)
-            rows, columns = slice(reach + top, reach + top + size), slice(reach + left, reach + left + size)
-            out[chosen] = padded[chosen][:, :, rows, columns]
-    return out
+    count, device = len(padded), padded.device
+    span = torch.arange(padded.shape[-1] - 2 * reach, device=device)
+    rows, columns = torch.randint(0, 2 * reach + 1, (2, count, 1), device=device) + span
+    which = torch.arange(count, device=device).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def normalized(pixels: Tensor, dtype: torch.dtype) -> Tensor:

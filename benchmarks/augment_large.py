@@ -309,7 +309,7 @@ def run(path: str, options: Any) -> tuple[list[dict[str, Any]], list[str]]:
     from_jpeg = peers.torchvision({"decoded by Pillow": (contents(recoded), from_bytes, "Pillow")})[1]
     by_arrays = peers.albumentations({"NumPy images": (smaller, same)})
     add(
-        "from a prepared set (short side 256), and torchvision from the original files",
+        "from a prepared set (short side 256), beside original files",
         [
             *jpeg,
             Contestant("torchvision, prepared pixels", from_pixels.ways),

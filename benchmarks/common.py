@@ -360,6 +360,7 @@ def plot(result: Mapping[str, Any], path: Path, unit: str) -> None:
     mpl.use("svg")
     mpl.rcParams |= {"svg.hashsalt": "trickbag", "svg.fonttype": "none", "font.size": 9}
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     cases = [[row for row in case["rows"] if "images_per_second" in row] for case in result["cases"]]
     heights = [0.5 + 0.28 * len(rows) for rows in cases]
@@ -373,6 +374,7 @@ def plot(result: Mapping[str, Any], path: Path, unit: str) -> None:
         panel.set_yticks(range(len(rows)), [row["name"] for row in rows])
         panel.invert_yaxis()
         panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlim(min(rates) / 2, max(rates) * 6)
         panel.set_title(case["case"], loc="left", fontsize=10, fontweight="bold")
         panel.spines[["top", "right", "left"]].set_visible(False)
@@ -383,7 +385,7 @@ def plot(result: Mapping[str, Any], path: Path, unit: str) -> None:
             panel.text(rate * 1.08, place, text, va="center", fontsize=8)
     panels[-1, 0].set_xlabel(unit)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)
     # matplotlib ends lines with spaces, which checks of repositories dislike.
     path.write_text("".join(f"{row.rstrip()}\n" for row in path.read_text().splitlines()))

@@ -58,6 +58,7 @@ def main() -> None:
         changes += ["model.name=mini_resnet", "epochs=2", "batch_size=64"]
         options.repeats, size = 1, 256
     data = trickbag_data.load(trickbag_data.spec(options.data, selection=options.selection, train_size=size))
+    torch.backends.cudnn.benchmark = True
     images, labels = pixels_of(data, ("train",), options.device)
     test = pixels_of(data, ("test",), options.device)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.extending import intrinsic
 
-from trickbag.imageops.program import Op, Program, stacked
+from trickbag.imageops.program import Op, Program, linear, stacked
 
 IDENTITY, FLIP, SHIFT, AFFINE = int(Op.IDENTITY), int(Op.FLIP), int(Op.SHIFT), int(Op.AFFINE)
 BRIGHTNESS, CONTRAST, POSTERIZE = int(Op.BRIGHTNESS), int(Op.CONTRAST), int(Op.POSTERIZE)
@@ -56,9 +58,33 @@ def execute(
         out = np.empty((batch, *shape), np.uint8 if levels else np.float32)
     late_ops, late_args = stacked(() if levels else program.late, batch)
     table = program.floats(shape[2])
+    slopes, intercepts = _lines(table.tobytes(), shape[1], shape[2])
     floats, values = (_NO_FLOATS, out) if levels else (out, _NO_LEVELS)
-    _run(stack, rows, ops, args, table, late_ops, late_args, normal_quantiles(), floats, values, levels)
+    _run(
+        stack,
+        rows,
+        ops,
+        args,
+        table,
+        slopes,
+        intercepts,
+        late_ops,
+        late_args,
+        normal_quantiles(),
+        floats,
+        values,
+        levels,
+    )
     return out
+
+
+@functools.lru_cache(maxsize=64)
+def _lines(table: bytes, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and intercept of every value of a row of pixels; empty if the table is no straight line."""
+    found = linear(np.frombuffer(table, np.float32).reshape(channels, 256))
+    if found is None:
+        return np.empty(0, F), np.empty(0, F)
+    return np.tile(found[0], width), np.tile(found[1], width)
 
 
 @functools.cache
@@ -90,20 +116,61 @@ def _lookup(source, target, lut, channels):
 
 
 @compiled()
+def _copy(source, target):
+    """A loop, because numba copies slices value by value."""
+    for k in range(target.size):
+        target[k] = source[k]
+
+
+@compiled()
+def _line(source, target, slopes, intercepts):
+    n = len(slopes)
+    for start in range(0, source.size, n):
+        row, into = source[start : start + n], target[start : start + n]
+        for k in range(n):
+            into[k] = F(row[k]) * slopes[k] + intercepts[k]
+
+
+@intrinsic
+def _mirror_16(context, source, at, target, to):
+    """Copy 16 RGB pixels in reverse order, in vector instructions that the compiler does not find itself."""
+
+    def emit(context, builder, signature, arguments):
+        pixels = ir.VectorType(ir.IntType(8), 48)
+
+        def pointer(which, index):
+            array = context.make_array(signature.args[which])(context, builder, arguments[which])
+            return builder.bitcast(builder.gep(array.data, [index]), pixels.as_pointer())
+
+        read = builder.load(pointer(0, arguments[1]), align=1)
+        order = [3 * (15 - p) + c for p in range(16) for c in range(3)]
+        order = ir.Constant(ir.VectorType(ir.IntType(32), 48), order)
+        builder.store(builder.shuffle_vector(read, read, order), pointer(2, arguments[3]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), emit
+
+
+@compiled()
 def _flip(source, target, across, down, height, width, channels):
+    n = width * channels
     for y in range(height):
-        row = source[(height - 1 - y if down else y) * width * channels :]
-        into = target[y * width * channels :]
+        at = height - 1 - y if down else y
+        row, into = source[at * n : (at + 1) * n], target[y * n : (y + 1) * n]
         if not across:
-            into[: width * channels] = row[: width * channels]
+            _copy(row, into)
         elif channels == 3:
-            last = row[: 3 * width][::-1]
-            for x in range(width):
-                into[3 * x] = last[3 * x + 2]
-                into[3 * x + 1] = last[3 * x + 1]
-                into[3 * x + 2] = last[3 * x]
+            blocks = width // 16
+            for k in range(blocks):
+                _mirror_16(row, n - 48 * (k + 1), into, 48 * k)
+            for x in range(16 * blocks, width):
+                k, j = 3 * x, n - 3 - 3 * x
+                into[k] = row[j]
+                into[k + 1] = row[j + 1]
+                into[k + 2] = row[j + 2]
         else:
-            into[:width] = row[:width][::-1]
+            for x in range(width):
+                into[x] = row[width - 1 - x]
 
 
 @compiled()
@@ -124,13 +191,12 @@ def _shift(source, target, top, left, mirror, height, width, channels):
         if mirror:
             at = _reflected(at, height)
         if at < 0 or at >= height or (first >= last and not mirror):
-            into[:] = 0
+            for k in range(n):
+                into[k] = 0
             continue
         row = source[at * n : (at + 1) * n]
         if first < last:
-            into[first * channels : last * channels] = row[
-                (first + left) * channels : (last + left) * channels
-            ]
+            _copy(row[(first + left) * channels :], into[first * channels : last * channels])
         for x in range(width):
             if first <= x < last:
                 continue
@@ -150,20 +216,35 @@ def _nearest(source, target, a, fill, height, width, channels):
     if a[1] == 0 and a[3] == 0:
         columns = np.empty(width, np.int32)
         xo = a[2] + a[0] * 0.5
+        first, last = width, 0
         for x in range(width):
             columns[x] = I(xo) if 0 <= xo < width else -1
+            if columns[x] >= 0:
+                first, last = min(first, x), x + 1
             xo += a[0]
         yo = a[5] + a[4] * 0.5
         for y in range(height):
             into = target[y * n : (y + 1) * n]
             at = I(yo) if 0 <= yo < height else -1
             yo += a[4]
-            row = source[max(at, 0) * n : (max(at, 0) + 1) * n]
-            for x in range(width):
-                across = columns[x] if at >= 0 else -1
+            start, stop = (first, last) if at >= 0 and first < last else (width, width)
+            for x in range(start):
                 for c in range(channels):
-                    into[x * channels + c] = row[across * channels + c] if across >= 0 else fill[c]
+                    into[x * channels + c] = fill[c]
+            if start < stop:
+                row = source[at * n : (at + 1) * n]
+                if a[0] == 1:
+                    begin = columns[start] * channels
+                    _copy(row[begin:], into[start * channels : stop * channels])
+                else:
+                    for x in range(start, stop):
+                        for c in range(channels):
+                            into[x * channels + c] = row[columns[x] * channels + c]
+            for x in range(stop, width):
+                for c in range(channels):
+                    into[x * channels + c] = fill[c]
         return
+    across, down = np.uint64(width), np.uint64(height)
     a0, a1, a3, a4 = _fixed(a[0]), _fixed(a[1]), _fixed(a[3]), _fixed(a[4])
     a2 = _fixed(a[2] + a[0] * 0.5 + a[1] * 0.5)
     a5 = _fixed(a[5] + a[3] * 0.5 + a[4] * 0.5)
@@ -172,7 +253,7 @@ def _nearest(source, target, a, fill, height, width, channels):
         xx, yy = a2, a5
         for x in range(width):
             xi, yi = xx >> 16, yy >> 16
-            if 0 <= xi < width and 0 <= yi < height:
+            if np.uint64(xi) < across and np.uint64(yi) < down:  # a negative one is large
                 at = (yi * width + xi) * channels
                 if channels == 3:
                     into[3 * x] = source[at]
@@ -267,19 +348,14 @@ def _luma(red, green, blue):
 
 
 @compiled()
-def _mean_luma(source, lut, pending, channels):
+def _mean_luma(source, channels):
     total = I(0)
     if channels == 1:
         for p in range(source.size):
-            total += I(lut[0, source[p]]) if pending else I(source[p])
+            total += I(source[p])
         return np.floor(total / source.size + 0.5)
-    if pending:
-        for p in range(source.size // 3):
-            r, g, b = lut[0, source[3 * p]], lut[1, source[3 * p + 1]], lut[2, source[3 * p + 2]]
-            total += I(_luma(r, g, b))
-    else:
-        for p in range(source.size // 3):
-            total += I(_luma(source[3 * p], source[3 * p + 1], source[3 * p + 2]))
+    for p in range(source.size // 3):
+        total += I(_luma(source[3 * p], source[3 * p + 1], source[3 * p + 2]))
     return np.floor(total / (source.size // 3) + 0.5)
 
 
@@ -351,31 +427,38 @@ def _hue(pixels, turns):
 def _sharpness(source, target, factor, height, width, channels):
     alpha = F(factor)
     n, m = width * channels, (width - 2) * channels
-    target[:n] = source[:n]
+    _copy(source, target[:n])
     if height > 1:
-        target[(height - 1) * n : height * n] = source[(height - 1) * n : height * n]
+        _copy(source[(height - 1) * n :], target[(height - 1) * n :])
     thirteenth = F(1 / 13)
+    if m <= 0:
+        for y in range(1, height - 1):
+            _copy(source[y * n :], target[y * n : (y + 1) * n])
+        return
+    columns = np.empty(n, F)
+    left, middle, right = columns[:m], columns[channels : channels + m], columns[2 * channels :]
     for y in range(1, height - 1):
+        above, row = source[(y - 1) * n : y * n], source[y * n : (y + 1) * n]
+        below = source[(y + 1) * n : (y + 2) * n]
+        for k in range(n):
+            columns[k] = F(above[k]) + F(row[k]) + F(below[k])
+        inner = row[channels : channels + m]
+        into = target[y * n + channels : y * n + channels + m]
+        for k in range(m):
+            center = F(inner[k])
+            total = left[k] + middle[k] + right[k] + F(4) * center
+            smooth = np.floor(total * thirteenth + F(0.5))
+            into[k] = U(_clip(smooth + alpha * (center - smooth)))
         for c in range(channels):
             target[y * n + c] = source[y * n + c]
             target[(y + 1) * n - 1 - c] = source[(y + 1) * n - 1 - c]
-        if m <= 0:
-            continue
-        above, row, below = source[(y - 1) * n : y * n], source[y * n : (y + 1) * n], source[(y + 1) * n :]
-        a0, a1, a2 = above[:m], above[channels : channels + m], above[2 * channels : 2 * channels + m]
-        r0, r1, r2 = row[:m], row[channels : channels + m], row[2 * channels : 2 * channels + m]
-        b0, b1, b2 = below[:m], below[channels : channels + m], below[2 * channels : 2 * channels + m]
-        into = target[y * n + channels : y * n + channels + m]
-        for k in range(m):
-            around = F(a0[k]) + F(a1[k]) + F(a2[k]) + F(r0[k]) + F(r2[k]) + F(b0[k]) + F(b1[k]) + F(b2[k])
-            center = F(r1[k])
-            smooth = np.floor((around + F(5) * center) * thirteenth + F(0.5))
-            into[k] = U(_clip(smooth + alpha * (center - smooth)))
 
 
 @compiled()
 def _histogram(source, counts, lut, pending, channels):
-    counts[:] = 0
+    for c in range(channels):
+        for v in range(256):
+            counts[c, v] = 0
     if channels == 3:
         red, green, blue = counts[0], counts[1], counts[2]
         for p in range(source.size // 3):
@@ -395,12 +478,24 @@ def _histogram(source, counts, lut, pending, channels):
 
 
 @compiled()
-def _autocontrast(counts, table):
-    low, high = 0, 255
-    while low < 255 and counts[low] == 0:
-        low += 1
-    while high > 0 and counts[high] == 0:
-        high -= 1
+def _extremes(source, low, high, width, channels):
+    """Smallest and largest value of each channel, to the first places of ``low`` and ``high``."""
+    n = width * channels
+    _copy(source, low)
+    _copy(source, high)
+    for start in range(n, source.size, n):
+        row = source[start : start + n]
+        for k in range(n):
+            low[k] = min(low[k], row[k])
+            high[k] = max(high[k], row[k])
+    for x in range(1, width):
+        for c in range(channels):
+            low[c] = min(low[c], low[x * channels + c])
+            high[c] = max(high[c], high[x * channels + c])
+
+
+@compiled()
+def _autocontrast(low, high, table):
     if high <= low:
         for v in range(256):
             table[v] = v
@@ -453,6 +548,40 @@ def _plain_table(op, a, mean, table):
     else:
         for v in range(256):
             table[v] = 255 - v
+
+
+@compiled()
+def _direct(op, pixels, a, channels, width):
+    """What ``_plain_table`` and ADD do, without a table: vectors are quicker than lookups."""
+    if op == BRIGHTNESS or op == CONTRAST:  # noqa: SIM109
+        alpha = F(a[0])
+        base = F(_mean_luma(pixels, channels)) if op == CONTRAST else F(0)
+        for k in range(pixels.size):
+            pixels[k] = U(_clip(base + alpha * (F(pixels[k]) - base)))
+    elif op == POSTERIZE:
+        mask = U(256 - (1 << (8 - I(a[0]))))
+        for k in range(pixels.size):
+            pixels[k] = U(pixels[k] & mask)
+    elif op == SOLARIZE:
+        threshold = a[0]
+        limit = I(np.ceil(min(max(threshold, 0.0), 256.0)))
+        if limit <= 255:
+            least = U(limit)
+            for k in range(pixels.size):
+                value = pixels[k]
+                pixels[k] = value if value < least else U(255 - value)
+    elif op == SOLARIZE_ADD:
+        amount = F(I(a[0]))
+        for k in range(pixels.size):
+            value = F(pixels[k])
+            pixels[k] = U(min(F(255), value + amount) if value < a[1] else value)
+    elif op == INVERT:
+        for k in range(pixels.size):
+            pixels[k] = U(255 - pixels[k])
+    elif op == ADD:
+        for c in range(channels):
+            for p in range(c, pixels.size, channels):
+                pixels[p] = U(min(max(np.floor(pixels[p] + a[c] + 0.5), 0.0), 255.0))
 
 
 @compiled()
@@ -511,7 +640,9 @@ def _settle(current, lut, pending, channels):
 
 
 @compiled()
-def _steps(source, ops, args, i, one, two, kept, total, lut, tables, counts, sums, height, width, channels):
+def _steps(
+    source, ops, args, i, one, two, kept, total, lut, tables, counts, sums, edges, height, width, channels
+):
     """All uint8 steps of image ``i``; returns the buffer that holds it, and whether ``lut`` is still due."""
     current, spare = one, two
     pending = False
@@ -524,35 +655,44 @@ def _steps(source, ops, args, i, one, two, kept, total, lut, tables, counts, sum
         _shift(source, current, I(a[0]), I(a[1]), a[2] != 0, height, width, channels)
         start = 1
     else:
-        current[:] = source
+        _copy(source, current)
     for s in range(start, len(ops)):
         op = ops[s, i]
         a = args[s, i]
         if op == IDENTITY:
             continue
         if BRIGHTNESS <= op <= ADD:
-            if op == AUTOCONTRAST or op == EQUALIZE:  # noqa: SIM109
+            if not pending and op != AUTOCONTRAST and op != EQUALIZE:
+                _direct(op, current, a, channels, width)
+                continue
+            if op == EQUALIZE:
                 _histogram(current, counts, lut, pending, channels)
                 for c in range(channels):
-                    if op == EQUALIZE:
-                        _equalize(counts[c], tables[c], sums)
-                    else:
-                        _autocontrast(counts[c], tables[c])
+                    _equalize(counts[c], tables[c], sums)
+            elif op == AUTOCONTRAST:
+                pending = _settle(current, lut, pending, channels)
+                _extremes(current, edges[0], edges[1], width, channels)
+                for c in range(channels):
+                    _autocontrast(I(edges[0, c]), I(edges[1, c]), tables[c])
             elif op == ADD:
                 for c in range(channels):
                     for v in range(256):
                         tables[c, v] = U(min(max(np.floor(v + a[c] + 0.5), 0.0), 255.0))
             else:
-                mean = _mean_luma(current, lut, pending, channels) if op == CONTRAST else 0.0
+                mean = 0.0
+                if op == CONTRAST:
+                    _lookup(current, spare, lut, channels)
+                    mean = _mean_luma(spare, channels)
                 _plain_table(op, a, mean, tables[0])
                 for c in range(1, channels):
-                    tables[c, :] = tables[0]
+                    _copy(tables[0], tables[c])
             if pending:
                 for c in range(channels):
                     for v in range(256):
                         lut[c, v] = tables[c, lut[c, v]]
             else:
-                lut[:] = tables
+                for c in range(channels):
+                    _copy(tables[c], lut[c])
             pending = True
             continue
         if op == FLIP:
@@ -582,13 +722,13 @@ def _steps(source, ops, args, i, one, two, kept, total, lut, tables, counts, sum
         elif op == ERASE:
             _erase(current, a, height, width, channels)
         elif op == SAVE:
-            kept[:] = current
+            _copy(current, kept)
             for k in range(current.size):
                 total[k] = F(a[0]) * F(current[k])
         elif op == ACCUMULATE:
             for k in range(current.size):
                 total[k] = total[k] + F(a[0]) * F(current[k])
-            current[:] = kept
+            _copy(kept, current)
         elif op == TAKE:
             for k in range(current.size):
                 current[k] = U(_clip(total[k]))
@@ -605,9 +745,25 @@ _FLOATS, _LEVELS = types.float32[:, :, :, ::1], types.uint8[:, :, :, ::1]
 
 
 @compiled(
-    types.void(_STACK, _ROWS, _OPS, _ARGS, _TABLE, _OPS, _ARGS, _NORMAL, _FLOATS, _LEVELS, types.boolean)
+    types.void(
+        _STACK,
+        _ROWS,
+        _OPS,
+        _ARGS,
+        _TABLE,
+        _NORMAL,
+        _NORMAL,
+        _OPS,
+        _ARGS,
+        _NORMAL,
+        _FLOATS,
+        _LEVELS,
+        types.boolean,
+    )
 )
-def _run(stack, rows, ops, args, table, late_ops, late_args, normal, floats, values, levels):
+def _run(
+    stack, rows, ops, args, table, slopes, intercepts, late_ops, late_args, normal, floats, values, levels
+):
     height, width, channels = stack.shape[1], stack.shape[2], stack.shape[3]
     size = height * width * channels
     one, two, kept = np.empty(size, U), np.empty(size, U), np.empty(size, U)
@@ -615,17 +771,33 @@ def _run(stack, rows, ops, args, table, late_ops, late_args, normal, floats, val
     lut, tables = np.empty((channels, 256), U), np.empty((channels, 256), U)
     counts, sums = np.empty((channels, 256), np.int32), np.empty(256, np.float64)
     composed = np.empty((channels, 256), F)
+    edges = np.empty((2, width * channels), U)
     for i in range(len(rows)):
         source = stack[rows[i]].reshape(size)
         current, pending = _steps(
-            source, ops, args, i, one, two, kept, total, lut, tables, counts, sums, height, width, channels
+            source,
+            ops,
+            args,
+            i,
+            one,
+            two,
+            kept,
+            total,
+            lut,
+            tables,
+            counts,
+            sums,
+            edges,
+            height,
+            width,
+            channels,
         )
         if levels:
             whole = values[i].reshape(size)
             if pending:
                 _lookup(current, whole, lut, channels)
             else:
-                whole[:] = current
+                _copy(current, whole)
             continue
         into = floats[i].reshape(size)
         if pending:
@@ -633,6 +805,8 @@ def _run(stack, rows, ops, args, table, late_ops, late_args, normal, floats, val
                 for v in range(256):
                     composed[c, v] = table[c, lut[c, v]]
             _lookup(current, into, composed, channels)
+        elif len(slopes):
+            _line(current, into, slopes, intercepts)
         else:
             _lookup(current, into, table, channels)
         for s in range(len(late_ops)):

@@ -134,8 +134,31 @@ class Program:
     def floats(self, channels: int) -> np.ndarray:
         """The table, ``(channels, 256)`` float32."""
         if self.table is None:
-            return np.tile(np.arange(256, dtype=np.float32) / np.float32(255), (channels, 1))
+            return np.tile(np.arange(256, dtype=np.float32) * np.float32(1 / 255), (channels, 1))
         return np.ascontiguousarray(np.broadcast_to(self.table, (channels, 256)), dtype=np.float32)
+
+
+def linear(table: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Slopes and intercepts, ``(channels,)`` float32, that give a table to the bit; None if none do.
+
+    ``value * slope + intercept`` in float32, each operation rounded, is what vector code does quickest.
+    """
+    values = np.arange(256, dtype=np.float32)
+    intercepts = table[:, 0].copy()
+    slopes = np.empty_like(intercepts)
+    for channel, row in enumerate(table):
+        guess = np.float32((np.float64(row[255]) - np.float64(row[0])) / 255)
+        near = [guess]
+        for way in (np.float32(np.inf), np.float32(-np.inf)):
+            other = guess
+            for _ in range(8):
+                other = np.nextafter(other, way)
+                near.append(other)
+        found = [slope for slope in near if np.array_equal(values * slope + row[0], row)]
+        if not found:
+            return None
+        slopes[channel] = found[0]
+    return slopes, intercepts
 
 
 def stacked(steps: Iterable[Step], batch: int) -> tuple[np.ndarray, np.ndarray]:

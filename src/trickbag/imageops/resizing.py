@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from trickbag.imageops.compiled import F, I, U, compiled
+from trickbag.imageops.compiled import F, I, U, _copy, compiled
 
 NEAREST, BILINEAR, BICUBIC = 0, 2, 3
 """Pillow's numbers of its filters."""
@@ -221,7 +221,8 @@ def _one(source, top, left, tall, wide, resample, out):
     whole = top == np.floor(top) and left == np.floor(left)
     if whole and tall == rows and wide == columns:
         for y in range(rows):
-            out[y] = source[I(top) + y, I(left) : I(left) + columns]
+            line = source[I(top) + y].reshape(width * channels)
+            _copy(line[I(left) * channels :], out[y].reshape(columns * channels))
         return
     # Pillow takes boxes in single precision.
     bottom = np.float64(F(min(top + tall, float(height))))

@@ -5,7 +5,7 @@ import timm  # noqa: F401
 from lightning_fabric import Fabric  # noqa: F401
 
 import trickbag.engine.train
-import trickbag.tasks.classification  # noqa: F401
+import trickbag.tasks.classification
 from trickbag.engine.run import code_version
 from trickbag.imageops.backend import choose
 from trickbag.tricks import catalogue
