@@ -265,10 +265,12 @@ def test_tables(channels: int, backend: str) -> None:
     got = execute(images, Program(), backend=backend)
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(got, images.float() / 255)
-    table = np.random.default_rng(0).normal(size=(channels, 256)).astype(np.float32)
-    expected = torch.stack([torch.from_numpy(table)[c][images[:, c].long()] for c in range(channels)], 1)
-    assert torch.equal(execute(images, Program((), table), backend=backend), expected)
+    assert torch.equal(got, images.float() * torch.tensor(1 / 255))
+    slopes, offsets = np.linspace(0.01, 0.02, channels, dtype=np.float32), np.float32(-1.7)
+    line = np.arange(256, dtype=np.float32) * slopes[:, None] + offsets
+    for table in (line, np.random.default_rng(0).normal(size=(channels, 256)).astype(np.float32)):
+        expected = torch.stack([torch.from_numpy(table)[c][images[:, c].long()] for c in range(channels)], 1)
+        assert torch.equal(execute(images, Program((), table), backend=backend), expected)
     for layout in (images.contiguous(memory_format=torch.channels_last), images.flip(3).flip(3)[:, :, :, :]):
         assert torch.equal(execute(layout, Program((), table), backend=backend), expected)
 

@@ -4,7 +4,7 @@
 >>> run = trickbag.train("digits_bag", "digits")  # doctest: +SKIP
 """
 
-from trickbag.api import compile_plan, evaluate, make_study, predict, run_study, train
+from trickbag.api import compile_plan, evaluate, make_study, predict, prepare, run_study, train
 from trickbag.errors import TrickbagError
 from trickbag.recipe import Recipe, diff
 from trickbag.recipe import load as load_recipe
@@ -20,6 +20,7 @@ __all__ = [
     "load_recipe",
     "make_study",
     "predict",
+    "prepare",
     "run_study",
     "train",
 ]

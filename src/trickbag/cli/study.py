@@ -19,6 +19,7 @@ from trickbag.cli.common import (
     WithoutOption,
     console,
     keeping_options,
+    load_compiled,
     print_json,
     read_data,
     read_recipe,
@@ -276,6 +277,7 @@ def conduct_and_show(
     left = conduct.pending(threads)
     total = len(conduct.trainings) * len(spec.seeds)
     if left:
+        load_compiled(out)
         seconds = conduct.estimate(_costs(conduct, executor, threads, out), executor.workers)
         out.print(
             f"{len(left)} of {total} runs to do, {executor.workers} at once: about {_duration(seconds)}"

@@ -62,7 +62,7 @@ class Device:
 
         images = choose(self.type)
         if self.type == "cpu" and images == "torch" and not os.environ.get(VARIABLE):
-            images = 'torch, a third as fast as numba: pip install "trickbag[fast]"'
+            images = 'torch (numba is about six times as fast: pip install "trickbag[fast]")'
         waiting = os.environ.get("OMP_WAIT_POLICY", "").lower() or "spinning"
         return (
             f"{self.type}; {self.threads} compute threads (--threads), {self.workers} reading threads "

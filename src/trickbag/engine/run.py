@@ -20,11 +20,12 @@ from trickbag.data.base import DataFacts
 from trickbag.engine import checkpoint
 from trickbag.engine.files import read_json, write_json, write_text
 from trickbag.errors import CheckpointError
+from trickbag.imageops.backend import numba_works
 from trickbag.recipe.model import Recipe
 from trickbag.recipe.read import dump, load
 from trickbag.tricks.base import PredictTrick, StopTrick
 
-NUMERIC_ROOMS = ("data", "engine", "functional", "tasks", "tricks", "plan.py", "rng.py")
+NUMERIC_ROOMS = ("data", "engine", "functional", "imageops", "tasks", "tricks", "plan.py", "rng.py")
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "trickbag")
 
 
@@ -37,6 +38,8 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "source"
+    # Compiled code and Pillow resize some tall images by one level differently.
+    found["resizing"] = "compiled" if numba_works() else "pillow"
     return found
 
 

@@ -6,6 +6,7 @@ steps but the late ones act on uint8 values; Pillow is the reference for what th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -143,7 +144,12 @@ def linear(table: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
     ``value * slope + intercept`` in float32, each operation rounded, is what vector code does quickest.
     """
-    values = np.arange(256, dtype=np.float32)
+    return _linear(np.ascontiguousarray(table, dtype=np.float32).tobytes(), len(table))
+
+
+@functools.lru_cache(maxsize=64)
+def _linear(data: bytes, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
+    table, values = np.frombuffer(data, np.float32).reshape(channels, 256), np.arange(256, dtype=np.float32)
     intercepts = table[:, 0].copy()
     slopes = np.empty_like(intercepts)
     for channel, row in enumerate(table):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trickbag.functional import geometric, photometric
 from trickbag.functional.augment import box_mask, per_image
 from trickbag.functional.erasing import noise_bits, normal_table, uniform_noise
-from trickbag.imageops.program import Op, Program, Step, stacked
+from trickbag.imageops.program import Op, Program, Step, linear, stacked
 
 PIECE = 1 << 20
 """Values worked on at once on a CPU: with more, cache misses and fresh memory cost more than calls save."""
@@ -56,7 +56,7 @@ def execute(images: Tensor, program: Program, levels: bool = False) -> Tensor:
     batch, channels, height, width = images.shape
     dtype = torch.uint8 if levels else torch.float32
     result = torch.empty((batch, height, width, channels), dtype=dtype, device=images.device)
-    table = None if levels else geometric.send(torch.tensor(program.floats(channels)), images.device)
+    table = None if levels else program.floats(channels)
     _finish(_Pixels(_planar(images)).run(program.steps), table, result)
     result = result.permute(0, 3, 1, 2)
     return result if levels or not program.late else late(result, program.late, inplace=True)
@@ -277,14 +277,23 @@ def _planar(images: Tensor) -> Tensor:
     return result
 
 
-def _finish(images: Tensor, table: Tensor | None, result: Tensor) -> None:
+def _finish(images: Tensor, table: np.ndarray | None, result: Tensor) -> None:
     """Write images, or what the table makes of them, to ``result`` ``(batch, height, width, channels)``."""
     width, channels = result.shape[2:]
-    first = torch.arange(channels, dtype=torch.int32, device=result.device).mul_(256).repeat(width)
+    line = None if table is None else linear(table)
+    if line is not None:
+        slopes, intercepts = (geometric.send(torch.tensor(v), result.device).repeat(width) for v in line)
+    elif table is not None:
+        values = geometric.send(torch.tensor(table), result.device).view(-1)
+        first = torch.arange(channels, dtype=torch.int32, device=result.device).mul_(256).repeat(width)
     for share in _shares(images):
         levels = result[share] if table is None else torch.empty_like(result[share], dtype=torch.uint8)
         for channel in range(channels):
             levels[..., channel] = images[share, channel]
-        if table is not None:
-            places = levels.view(-1, width * channels).to(torch.int32).add_(first)
-            torch.index_select(table.view(-1), 0, places.view(-1), out=result[share].view(-1))
+        rows = levels.view(-1, width * channels)
+        if line is not None:
+            # Two operations: fused into one they would round once, and differ from the compiled code.
+            result[share].view(-1, width * channels).copy_(rows).mul_(slopes).add_(intercepts)
+        elif table is not None:
+            places = rows.to(torch.int32).add_(first)
+            torch.index_select(values, 0, places.view(-1), out=result[share].view(-1))
