@@ -253,10 +253,19 @@ def test_mixtures(seed: int, channels: int, uniform: bool) -> None:
         assert torch.equal(got, expected), backend
 
 
-def test_a_mixture_without_a_start() -> None:
+def test_a_program_that_makes_no_sense_is_refused(backend: str) -> None:
     images = pictures(2, 3, (8, 8))
     with pytest.raises(ValueError, match="starts with SAVE"):
-        tensors.execute(images, Program((Step.of(Op.TAKE, batch=2),)))
+        execute(images, Program((Step.of(Op.TAKE, batch=2),)), backend=backend)
+    with pytest.raises(ValueError, match="3 images meets 2"):
+        execute(images, Program((Step.of(Op.INVERT, batch=3),)), backend=backend)
+
+
+@pytest.mark.parametrize("matrix", [(900.0, 3.0, -9.0, 2.0, 1200.0, 5.0), (1.0, 1e5, 0.5, 1e4, 1.0, 2.0)])
+def test_far_away_places(matrix: tuple[float, ...], backend: str) -> None:
+    images = pictures(2, 3, (37, 41))
+    steps = [Step.of(Op.AFFINE, *matrix, 0, 10, 20, 30, batch=2)]
+    assert torch.equal(execute(images, Program(tuple(steps)), True, backend), reference(images, steps))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -481,7 +481,7 @@ def test_random_erasing_fills_with_its_value_on_the_scale_of_the_moment(when, va
         (step,) = draw(trick, *images.shape)
         mask = augment.box_mask(torch.from_numpy(step.args[:, :4]).long(), 8, 7)
         erased = performed(trick, images, (step,))
-        before = images if when == "before" else images / 255
+        before = images if when == "before" else images * torch.tensor(1 / 255)
         constant = torch.tensor(round(255 * value) if when == "before" else value, dtype=before.dtype)
         assert torch.equal(erased, torch.where(mask, constant, before))
 
@@ -610,7 +610,7 @@ def test_image_tricks_draw_from_their_stream_alone(trick):
 def test_image_tricks_called_on_a_batch_do_what_they_draw(trick):
     images = pixels(6, 3, 7, 8)
     steps = draw(trick, *images.shape, seed=3, step=2)
-    given = images / 255 if trick.late else images
+    given = images * torch.tensor(1 / 255) if trick.late else images
     assert torch.equal(trick(given, seed=3, step=2), performed(trick, images, steps))
 
 
@@ -636,7 +636,7 @@ def test_unchosen_images_keep_their_bits():
         spared = torch.from_numpy(steps[0].args[:, 2] == 0)
         assert 60 < spared.sum() < 140
         result = performed(trick, images, steps)
-        before = images if when == "before" else images / 255
+        before = images if when == "before" else images * torch.tensor(1 / 255)
         assert torch.equal(result[spared], before[spared])
         assert (result[~spared] != before[~spared]).flatten(1).any(1).all()
 

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from trickbag.imageops.program import Op, Program, linear, stacked
+from trickbag.imageops.program import Op, Program, check, linear, stacked
 
 IDENTITY, FLIP, SHIFT, AFFINE = int(Op.IDENTITY), int(Op.FLIP), int(Op.SHIFT), int(Op.AFFINE)
 BRIGHTNESS, CONTRAST, POSTERIZE = int(Op.BRIGHTNESS), int(Op.CONTRAST), int(Op.POSTERIZE)
@@ -52,6 +52,7 @@ def execute(
     """
     rows = np.arange(len(stack)) if rows is None else rows
     batch, shape = len(rows), stack.shape[1:]
+    check(program, batch)
     stack = stack if stack.flags.c_contiguous else np.ascontiguousarray(stack)
     ops, args = stacked(program.steps, batch)
     if out is None:
@@ -210,6 +211,30 @@ def _fixed(value):
 
 
 @compiled()
+def _near(a, x, y):
+    """Geometry.c: check_fixed."""
+    return abs(x * a[0] + y * a[1] + a[2]) < 32768.0 and abs(x * a[3] + y * a[4] + a[5]) < 32768.0
+
+
+@compiled()
+def _far(source, target, a, fill, height, width, channels):
+    """Geometry.c: ImagingTransformAffine where fixed-point numbers would overflow."""
+    xo = a[2] + a[1] * 0.5 + a[0] * 0.5
+    yo = a[5] + a[4] * 0.5 + a[3] * 0.5
+    for y in range(height):
+        xx, yy = xo, yo
+        for x in range(width):
+            inside = 0 <= xx < width and 0 <= yy < height
+            for c in range(channels):
+                at = (I(yy) * width + I(xx)) * channels + c if inside else 0
+                target[(y * width + x) * channels + c] = source[at] if inside else fill[c]
+            xx += a[0]
+            yy += a[3]
+        xo += a[1]
+        yo += a[4]
+
+
+@compiled()
 def _nearest(source, target, a, fill, height, width, channels):
     """Geometry.c: ImagingScaleAffine and affine_fixed."""
     n = width * channels
@@ -243,6 +268,9 @@ def _nearest(source, target, a, fill, height, width, channels):
             for x in range(stop, width):
                 for c in range(channels):
                     into[x * channels + c] = fill[c]
+        return
+    if not (_near(a, 0, 0) and _near(a, width, height) and _near(a, 0, height) and _near(a, width, 0)):
+        _far(source, target, a, fill, height, width, channels)
         return
     across, down = np.uint64(width), np.uint64(height)
     a0, a1, a3, a4 = _fixed(a[0]), _fixed(a[1]), _fixed(a[3]), _fixed(a[4])

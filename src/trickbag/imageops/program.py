@@ -139,6 +139,24 @@ class Program:
         return np.ascontiguousarray(np.broadcast_to(self.table, (channels, 256)), dtype=np.float32)
 
 
+def check(program: Program, batch: int) -> None:
+    """See that a program is for so many images, and that its mixtures begin.
+
+    Raises:
+        ValueError: it is not, or they do not.
+    """
+    for step in (*program.steps, *program.late):
+        if len(step.ops) != batch or step.args.shape != (batch, ARGS):
+            raise ValueError(f"a step for {len(step)} images meets {batch} of them")
+    if not program.steps:
+        return
+    ops = np.stack([step.ops for step in program.steps])
+    if ops.max(initial=0) >= Op.SAVE:
+        first = (ops >= Op.SAVE).argmax(0)
+        if not np.isin(ops[first, np.arange(batch)], (Op.SAVE, *range(Op.SAVE))).all():
+            raise ValueError("a mixture starts with SAVE")
+
+
 def linear(table: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Slopes and intercepts, ``(channels,)`` float32, that give a table to the bit; None if none do.
 

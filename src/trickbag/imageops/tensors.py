@@ -17,7 +17,7 @@ from torch import Tensor
 from trickbag.functional import geometric, photometric
 from trickbag.functional.augment import box_mask, per_image
 from trickbag.functional.erasing import noise_bits, normal_table, uniform_noise
-from trickbag.imageops.program import Op, Program, Step, linear, stacked
+from trickbag.imageops.program import Op, Program, Step, check, linear, stacked
 
 PIECE = 1 << 20
 """Values worked on at once on a CPU: with more, cache misses and fresh memory cost more than calls save."""
@@ -54,6 +54,7 @@ def execute(images: Tensor, program: Program, levels: bool = False) -> Tensor:
         float32 (or uint8, with ``levels``) of the same shape and device, in ``channels_last`` memory.
     """
     batch, channels, height, width = images.shape
+    check(program, batch)
     dtype = torch.uint8 if levels else torch.float32
     result = torch.empty((batch, height, width, channels), dtype=dtype, device=images.device)
     table = None if levels else program.floats(channels)
@@ -191,8 +192,7 @@ class _Pixels:
             self.total[where] = images * weights
             self.kept[where] = images
             return images
-        if self.total is None:
-            raise ValueError("a mixture starts with SAVE")
+        assert self.total is not None
         if op == Op.TAKE:
             return self.total[where].clamp(0, 255).to(torch.int16).to(torch.uint8)
         self.total[where] = self.total[where] + images * weights

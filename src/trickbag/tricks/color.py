@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
@@ -234,11 +235,7 @@ for _ in range(3):
     def table(self, channels: int) -> np.ndarray:
         """What a model sees for each value; a trick that has not been resolved uses ImageNet's numbers."""
         mean, std = self._imagenet(channels)
-        offset, scale = (np.array(v)[:, None] for v in (self.mean or mean, self.std or std))
-        # One product and one sum: what back ends compute quickest, to the bit.
-        slope, intercept = np.float32(1 / (255 * scale)), np.float32(0.0 - offset / scale)
-        values = np.arange(256, dtype=np.float32) * slope + intercept
-        return np.broadcast_to(values, (channels, 256)).copy()
+        return _straight_line(self.mean or mean, self.std or std, channels)
 
     def check(self, context: Context) -> Iterable[Problem]:
         """One value a channel, or one for all."""
@@ -254,3 +251,14 @@ for _ in range(3):
                 expected=f"{channels} values, or one for all channels",
                 fix=fix,
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _straight_line(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> np.ndarray:
+    offset, scale = np.array(mean)[:, None], np.array(std)[:, None]
+    # One product and one sum: what back ends compute quickest, to the bit.
+    slope, intercept = np.float32(1 / (255 * scale)), np.float32(0.0 - offset / scale)
+    values = np.arange(256, dtype=np.float32) * slope + intercept
+    table = np.broadcast_to(values, (channels, 256)).copy()
+    table.flags.writeable = False
+    return table
