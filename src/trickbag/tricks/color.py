@@ -235,7 +235,7 @@ for _ in range(3):
     def table(self, channels: int) -> np.ndarray:
         """What a model sees for each value; a trick that has not been resolved uses ImageNet's numbers."""
         mean, std = self._imagenet(channels)
-        return _straight_line(self.mean or mean, self.std or std, channels)
+        return _straight_line(self.mean or mean, self.std or std, channels).copy()
 
     def check(self, context: Context) -> Iterable[Problem]:
         """One value a channel, or one for all."""
@@ -260,5 +260,4 @@ def _straight_line(mean: tuple[float, ...], std: tuple[float, ...], channels: in
     slope, intercept = np.float32(1 / (255 * scale)), np.float32(0.0 - offset / scale)
     values = np.arange(256, dtype=np.float32) * slope + intercept
     table = np.broadcast_to(values, (channels, 256)).copy()
-    table.flags.writeable = False
     return table
