@@ -13,7 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 import numpy as np
 import torch
@@ -208,12 +207,12 @@ def programs(field: Field, policy: str) -> Iterator[tuple[np.ndarray, Program]]:
 
 
 def trickbag(field: Field, policy: str) -> list[Contestant]:
-    drawn, several = programs(field, policy), max(1, 1024 // field.batch)
+    drawn = programs(field, policy)
+    requests = (Request(rows, None, SIDE, "bilinear", program) for rows, program in programs(field, policy))
+    batches = field.split.batches(requests, workers=1)
 
     def served() -> int:
-        some = islice(drawn, several)
-        requests = (Request(rows, None, SIDE, "bilinear", program) for rows, program in some)
-        return sum(len(images) for images in field.split.batches(requests, workers=1))
+        return len(next(batches))
 
     def tensors() -> int:
         rows, program = next(drawn)

@@ -76,7 +76,9 @@ class ImageSplit:
         try:
             for request in requests:
                 waiting.append(self._start(request, pool, workers, buffers))
-                while len(waiting) > 2:
+                # What is finished already only takes room in the processor's caches by waiting.
+                ahead = 2 if waiting[-1][1] else 0
+                while len(waiting) > ahead:
                     yield self._finish(*waiting.popleft())
             while waiting:
                 yield self._finish(*waiting.popleft())
