@@ -483,7 +483,7 @@ def _sharpness(source, target, factor, height, width, channels):
 
 
 @compiled()
-def _histogram(source, counts, lut, pending, channels):
+def _histogram(source, counts, channels):
     for c in range(channels):
         for v in range(256):
             counts[c, v] = 0
@@ -497,12 +497,6 @@ def _histogram(source, counts, lut, pending, channels):
         gray = counts[0]
         for p in range(source.size):
             gray[source[p]] += 1
-    if pending:
-        for c in range(channels):
-            before = counts[c].copy()
-            counts[c, :] = 0
-            for v in range(256):
-                counts[c, lut[c, v]] += before[v]
 
 
 @compiled()
@@ -556,31 +550,8 @@ def _equalize(counts, table, sums):
 
 
 @compiled()
-def _plain_table(op, a, mean, table):
-    """The table of an operation that treats all channels alike."""
-    if op == BRIGHTNESS or op == CONTRAST:  # noqa: SIM109 (a tuple costs)
-        alpha = F(a[0])
-        base = F(mean) if op == CONTRAST else F(0)
-        for v in range(256):
-            table[v] = U(_clip(base + alpha * (F(v) - base)))
-    elif op == POSTERIZE:
-        mask = 256 - (1 << (8 - I(a[0])))
-        for v in range(256):
-            table[v] = v & mask
-    elif op == SOLARIZE:
-        for v in range(256):
-            table[v] = v if v < a[0] else 255 - v
-    elif op == SOLARIZE_ADD:
-        for v in range(256):
-            table[v] = min(255, v + I(a[0])) if v < a[1] else v
-    else:
-        for v in range(256):
-            table[v] = 255 - v
-
-
-@compiled()
-def _direct(op, pixels, a, channels, width):
-    """What ``_plain_table`` and ADD do, without a table: vectors are quicker than lookups."""
+def _direct(op, pixels, a, channels):
+    """Operations on single values, without tables: vectors are quicker than lookups."""
     if op == BRIGHTNESS or op == CONTRAST:  # noqa: SIM109
         alpha = F(a[0])
         base = F(_mean_luma(pixels, channels)) if op == CONTRAST else F(0)
@@ -668,9 +639,7 @@ def _settle(current, lut, pending, channels):
 
 
 @compiled()
-def _steps(
-    source, ops, args, i, one, two, kept, total, lut, tables, counts, sums, edges, height, width, channels
-):
+def _steps(source, ops, args, i, one, two, kept, total, lut, counts, sums, edges, height, width, channels):
     """All uint8 steps of image ``i``; returns the buffer that holds it, and whether ``lut`` is still due."""
     current, spare = one, two
     pending = False
@@ -689,38 +658,16 @@ def _steps(
         a = args[s, i]
         if op == IDENTITY:
             continue
-        if BRIGHTNESS <= op <= ADD:
-            if not pending and op != AUTOCONTRAST and op != EQUALIZE:
-                _direct(op, current, a, channels, width)
-                continue
+        if op == EQUALIZE or op == AUTOCONTRAST:  # noqa: SIM109
+            pending = _settle(current, lut, pending, channels)
             if op == EQUALIZE:
-                _histogram(current, counts, lut, pending, channels)
+                _histogram(current, counts, channels)
                 for c in range(channels):
-                    _equalize(counts[c], tables[c], sums)
-            elif op == AUTOCONTRAST:
-                pending = _settle(current, lut, pending, channels)
+                    _equalize(counts[c], lut[c], sums)
+            else:
                 _extremes(current, edges[0], edges[1], width, channels)
                 for c in range(channels):
-                    _autocontrast(I(edges[0, c]), I(edges[1, c]), tables[c])
-            elif op == ADD:
-                for c in range(channels):
-                    for v in range(256):
-                        tables[c, v] = U(min(max(np.floor(v + a[c] + 0.5), 0.0), 255.0))
-            else:
-                mean = 0.0
-                if op == CONTRAST:
-                    _lookup(current, spare, lut, channels)
-                    mean = _mean_luma(spare, channels)
-                _plain_table(op, a, mean, tables[0])
-                for c in range(1, channels):
-                    _copy(tables[0], tables[c])
-            if pending:
-                for c in range(channels):
-                    for v in range(256):
-                        lut[c, v] = tables[c, lut[c, v]]
-            else:
-                for c in range(channels):
-                    _copy(tables[c], lut[c])
+                    _autocontrast(I(edges[0, c]), I(edges[1, c]), lut[c])
             pending = True
             continue
         if op == FLIP:
@@ -728,7 +675,9 @@ def _steps(
             current, spare = spare, current
             continue
         pending = _settle(current, lut, pending, channels)
-        if op == SHIFT:
+        if BRIGHTNESS <= op <= ADD:
+            _direct(op, current, a, channels)
+        elif op == SHIFT:
             _shift(current, spare, I(a[0]), I(a[1]), a[2] != 0, height, width, channels)
             current, spare = spare, current
         elif op == AFFINE:
@@ -796,7 +745,7 @@ def _run(
     size = height * width * channels
     one, two, kept = np.empty(size, U), np.empty(size, U), np.empty(size, U)
     total = np.empty(size, F)
-    lut, tables = np.empty((channels, 256), U), np.empty((channels, 256), U)
+    lut = np.empty((channels, 256), U)
     counts, sums = np.empty((channels, 256), np.int32), np.empty(256, np.float64)
     composed = np.empty((channels, 256), F)
     edges = np.empty((2, width * channels), U)
@@ -812,7 +761,6 @@ def _run(
             kept,
             total,
             lut,
-            tables,
             counts,
             sums,
             edges,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from trickbag.imageops.program import Op, Step
 from trickbag.tricks.augmentation import Probability
-from trickbag.tricks.base import Batch, Card, ImageTrick
+from trickbag.tricks.base import Batch, Card
+from trickbag.tricks.erasing import Eraser
 
 if TYPE_CHECKING:
     from trickbag.plan import Context
     from trickbag.rng import Stream
 
 
-class Cutout(ImageTrick):
+class Cutout(Eraser):
     """Hides a square of each image, whose center may be any pixel.
 
     Attributes:
@@ -27,7 +28,6 @@ class Cutout(ImageTrick):
     """
 
     kind = "cutout"
-    rank = 90
     null_setting = {"p": 0}
     card = Card(
         title="Cutout",
@@ -60,17 +60,6 @@ for step in range(3):
 
     size: float = Field(default=0.5, gt=0, le=2)
     p: Probability = 1.0
-    when: Literal["before", "after"] = "after"
-
-    @property
-    def order(self) -> tuple[int, int, str]:
-        """Rank 90 after normalization, 60 before it."""
-        return int(self.stage), 60 if self.when == "before" else self.rank, self.kind
-
-    @property
-    def late(self) -> bool:
-        """True after normalization."""
-        return self.when == "after"
 
     def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
         """One ``ERASE``, or nothing where ``p`` is 0."""

@@ -15,7 +15,29 @@ if TYPE_CHECKING:
     from trickbag.rng import Stream
 
 
-class RandomErasing(ImageTrick):
+class Eraser(ImageTrick):
+    """What tricks that hide a box have in common: they act before normalization or after it.
+
+    Attributes:
+        when: before normalization (values 0 to 1) or after it (0 is the mean).
+    """
+
+    rank = 90
+
+    when: Literal["before", "after"] = "after"
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Rank 90 after normalization, 60 before it."""
+        return int(self.stage), 60 if self.when == "before" else self.rank, self.kind
+
+    @property
+    def late(self) -> bool:
+        """True after normalization."""
+        return self.when == "after"
+
+
+class RandomErasing(Eraser):
     """Hides a random box of each image.
 
     Attributes:
@@ -29,7 +51,6 @@ class RandomErasing(ImageTrick):
     """
 
     kind = "random_erasing"
-    rank = 90
     null_setting = {"p": 0}
     example = {"p": 1.0, "fill": "pixel"}
     card = Card(
@@ -67,17 +88,6 @@ for _ in range(3):
     aspect: Ratios = (0.3, 3.3)
     fill: Literal["constant", "channel", "pixel"] = "constant"
     value: float = 0.0
-    when: Literal["before", "after"] = "after"
-
-    @property
-    def order(self) -> tuple[int, int, str]:
-        """Rank 90 after normalization, 60 before it."""
-        return int(self.stage), 60 if self.when == "before" else self.rank, self.kind
-
-    @property
-    def late(self) -> bool:
-        """True after normalization."""
-        return self.when == "after"
 
     def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
         """One ``ERASE``, or nothing where p is 0."""
