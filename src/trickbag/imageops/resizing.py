@@ -97,54 +97,63 @@ def _clip8(value):
     return U(min(max(value >> BITS, np.int32(0)), np.int32(255)))
 
 
-def _pixel(taps):
-    """A weighted sum of ``taps`` neighboring RGB pixels, rounded and cut off, in vector instructions.
+def _pair(taps):
+    """The same weighted sum of ``taps`` neighboring RGB pixels in two rows, rounded and cut off.
 
     Left to itself the compiler makes poor code of sums of three or four taps, so the vectors are spelled
-    out: four lanes of 32 bits, of which the fourth belongs to the next pixel. Four bytes are written; the
-    last one is overwritten by whoever writes the next pixel.
+    out: four lanes of 32 bits a row, of which the fourth belongs to the next pixel. Four bytes are written
+    to each row; the last one is overwritten by whoever writes the next pixel.
     """
 
     @intrinsic
-    def pixel(context, source, at, weights, target, to):
+    def pair(context, source, one, other, weights, line, target, to, too):
         def emit(context, builder, signature, arguments):
-            lanes = ir.VectorType(ir.IntType(32), 4)
-            small = ir.VectorType(ir.IntType(8), 4)
+            word, long = ir.IntType(32), ir.IntType(64)
+            words, lanes = ir.VectorType(word, 2), ir.VectorType(word, 8)
+            small = ir.VectorType(ir.IntType(8), 8)
 
             def pointer(which, index):
                 array = context.make_array(signature.args[which])(context, builder, arguments[which])
-                return builder.gep(array.data, [index])
-
-            def splat(value):
-                vector = builder.insert_element(ir.Constant(lanes, ir.Undefined), value, ir.IntType(32)(0))
-                return builder.shuffle_vector(vector, vector, ir.Constant(lanes, [0] * 4))
+                return builder.gep(array.data, [arguments[index]])
 
             def constant(value):
-                return ir.Constant(lanes, [value] * 4)
+                return ir.Constant(lanes, [value] * 8)
 
-            begin, total = pointer(0, arguments[1]), constant(1 << (BITS - 1))
-            line = pointer(2, ir.IntType(64)(0))
+            def splat(value):
+                vector = builder.insert_element(ir.Constant(lanes, ir.Undefined), value, word(0))
+                return builder.shuffle_vector(vector, vector, constant(0))
+
+            starts, first = [pointer(0, 1), pointer(0, 2)], pointer(3, 4)
+            total = constant(1 << (BITS - 1))
             for k in range(taps):
-                place = builder.bitcast(builder.gep(begin, [ir.IntType(64)(3 * k)]), small.as_pointer())
-                bytes_ = builder.load(place)
-                bytes_.align = 1
-                weight = builder.load(builder.gep(line, [ir.IntType(64)(k)]))
-                total = builder.add(total, builder.mul(builder.zext(bytes_, lanes), splat(weight)))
+                pixels = ir.Constant(words, ir.Undefined)
+                for row, start in enumerate(starts):
+                    place = builder.bitcast(builder.gep(start, [long(3 * k)]), word.as_pointer())
+                    pixels = builder.insert_element(pixels, builder.load(place, align=1), word(row))
+                pixels = builder.zext(builder.bitcast(pixels, small), lanes)
+                weight = splat(builder.load(builder.gep(first, [long(k)])))
+                total = builder.add(total, builder.mul(pixels, weight))
             total = builder.ashr(total, constant(BITS))
             low, high = constant(0), constant(255)
             total = builder.select(builder.icmp_signed("<", total, low), low, total)
             total = builder.select(builder.icmp_signed(">", total, high), high, total)
-            place = builder.bitcast(pointer(3, arguments[4]), small.as_pointer())
-            builder.store(builder.trunc(total, small), place, align=1)
+            found = builder.bitcast(builder.trunc(total, small), words)
+            for row, place in enumerate((pointer(5, 6), pointer(5, 7))):
+                builder.store(
+                    builder.extract_element(found, word(row)),
+                    builder.bitcast(place, word.as_pointer()),
+                    align=1,
+                )
             return context.get_dummy_value()
 
-        return types.void(source, types.int64, weights, target, types.int64), emit
+        i = types.int64
+        return types.void(source, i, i, weights, i, target, i, i), emit
 
-    return pixel
+    return pair
 
 
-_four_taps, _eight_taps, _sixteen_taps = _pixel(4), _pixel(8), _pixel(16)
 MOST_TAPS = 16
+_four_taps, _six_taps, _eight_taps, _sixteen_taps = _pair(4), _pair(6), _pair(8), _pair(MOST_TAPS)
 
 
 @compiled()
@@ -153,27 +162,35 @@ def _across(source, target, first, numbers, weights, width, channels, rows, top)
     count = len(first)
     half = np.int32(1 << (BITS - 1))
     n, m = width * channels, count * channels
-    end = source.size
-    for y in range(rows):
-        begin = (y + top) * n
-        into = target[y * m : (y + 1) * m]
-        for i in range(count):
-            at = begin + channels * first[i]
-            number = numbers[i]
-            line = weights[i]
-            if channels == 3 and number <= MOST_TAPS and i < count - 1 and at + 49 <= end:
-                if number <= 4:
-                    _four_taps(source, at, line, into, 3 * i)
-                elif number <= 8:
-                    _eight_taps(source, at, line, into, 3 * i)
-                else:
-                    _sixteen_taps(source, at, line, into, 3 * i)
-                continue
+    # A slice made inside the loop would cost more than the sum: it counts references atomically.
+    flat, taps, most = weights.reshape(weights.size), weights.shape[1], numbers.max()
+    for y in range(0, rows, 2):
+        # An odd last row is done twice at once.
+        begin, into = (y + top) * n, y * m
+        more, further = (begin + n, into + m) if y + 1 < rows else (begin, into)
+        done = count - 1 if channels == 3 and taps == MOST_TAPS else 0
+        while done > 0 and more + 3 * (first[done - 1] + MOST_TAPS) + 1 > source.size:
+            done -= 1
+        for i in range(done):
+            one, other = begin + 3 * first[i], more + 3 * first[i]
+            to, too, line = into + 3 * i, further + 3 * i, i * MOST_TAPS
+            if most <= 4:
+                _four_taps(source, one, other, flat, line, target, to, too)
+            elif most <= 6:
+                _six_taps(source, one, other, flat, line, target, to, too)
+            elif most <= 8:
+                _eight_taps(source, one, other, flat, line, target, to, too)
+            else:
+                _sixteen_taps(source, one, other, flat, line, target, to, too)
+        for i in range(done, count):
             for c in range(channels):
-                total = half
-                for k in range(number):
-                    total = np.int32(total + line[k] * np.int32(source[at + k * channels + c]))
-                into[i * channels + c] = _clip8(total)
+                total = also = half
+                for k in range(numbers[i]):
+                    at, w = channels * (first[i] + k) + c, flat[i * taps + k]
+                    total = np.int32(total + w * np.int32(source[begin + at]))
+                    also = np.int32(also + w * np.int32(source[more + at]))
+                target[into + i * channels + c] = _clip8(total)
+                target[further + i * channels + c] = _clip8(also)
 
 
 @compiled()
