@@ -49,10 +49,10 @@ from trickbag.engine.batches import program_of
 from trickbag.imageops.tensors import execute as in_torch
 from trickbag.rng import Stream
 from trickbag.tricks.augmentation import RandomFlip, RandomResizedCrop
-from trickbag.tricks.base import Batch, ImageTrick
 from trickbag.tricks.color import Normalize
 from trickbag.tricks.erasing import RandomErasing
 from trickbag.tricks.policies import TrivialAugment
+from trickbag.tricks.stages import Batch, ImageTrick
 
 SIDE, ERASE = 224, 0.1
 

@@ -40,9 +40,9 @@ from trickbag.imageops.program import Program
 from trickbag.imageops.tensors import execute as in_torch
 from trickbag.rng import Stream
 from trickbag.tricks.augmentation import PadAndCrop, RandomFlip
-from trickbag.tricks.base import Batch, ImageTrick
 from trickbag.tricks.color import Normalize
 from trickbag.tricks.policies import RandAugment, TrivialAugment
+from trickbag.tricks.stages import Batch, ImageTrick
 
 SIDE = 32
 TITLES = {

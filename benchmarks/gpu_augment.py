@@ -24,10 +24,10 @@ from trickbag.engine.batches import program_of
 from trickbag.imageops.tensors import execute
 from trickbag.rng import Stream
 from trickbag.tricks.augmentation import PadAndCrop, RandomFlip
-from trickbag.tricks.base import Batch, ImageTrick
 from trickbag.tricks.color import Normalize
 from trickbag.tricks.erasing import RandomErasing
 from trickbag.tricks.policies import RandAugment, TrivialAugment
+from trickbag.tricks.stages import Batch, ImageTrick
 
 AT_ONCE = "one operation for the whole batch"
 

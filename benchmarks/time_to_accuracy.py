@@ -31,7 +31,7 @@ def child(options: Any) -> None:
     from trickbag.engine.evaluate import all_readouts
     from trickbag.engine.train import train
     from trickbag.recipe import load as load_recipe
-    from trickbag.tricks.base import PredictTrick
+    from trickbag.tricks.stages import PredictTrick
 
     settings = [*options.set, f"epochs={options.epochs[0]}"]
     if not options.evaluate:

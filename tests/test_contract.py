@@ -36,7 +36,7 @@ from trickbag.plan import Plan
 from trickbag.recipe import dump, load
 from trickbag.rng import Stream
 from trickbag.tricks import catalogue
-from trickbag.tricks.base import Batch, ImageTrick, LossTrick, MixTrick, ModelTrick
+from trickbag.tricks.stages import Batch, ImageTrick, LossTrick, MixTrick, ModelTrick
 
 PASSIVE = [kind for kind in KINDS if catalogue()[kind].passive]
 ACTIVE = [kind for kind in KINDS if not catalogue()[kind].passive]

@@ -29,9 +29,10 @@ from trickbag.tricks.augmentation import (
     RandomResizedCrop,
     splitmix64,
 )
-from trickbag.tricks.base import Bag, Batch
+from trickbag.tricks.base import Bag
 from trickbag.tricks.color import ColorJitter, Normalize, PCANoise
 from trickbag.tricks.erasing import RandomErasing
+from trickbag.tricks.stages import Batch
 
 quick = settings(deadline=None, max_examples=25)
 seeds = st.integers(0, 2**31)

@@ -26,9 +26,10 @@ from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
 from trickbag.tricks import augmentation, averaging, color, erasing, inference, losses, mixing, stopping
 from trickbag.tricks.averaging import EMA
-from trickbag.tricks.base import Bag, ScheduleTrick, Timeline, Trick
+from trickbag.tricks.base import Bag, Trick
 from trickbag.tricks.inference import TTAFlip
 from trickbag.tricks.losses import LabelSmoothing
+from trickbag.tricks.stages import ScheduleTrick, Timeline
 from trickbag.tricks.stopping import EarlyStopping
 
 quick = settings(deadline=None, max_examples=30)

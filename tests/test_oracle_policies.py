@@ -24,10 +24,11 @@ from trickbag.imageops import execute
 from trickbag.imageops.program import Op, Program, Step
 from trickbag.rng import Stream
 from trickbag.tricks import policy_ops
-from trickbag.tricks.base import Bag, Batch
+from trickbag.tricks.base import Bag
 from trickbag.tricks.color import Normalize
 from trickbag.tricks.cutout import Cutout
 from trickbag.tricks.policies import AugMix, AutoAugment, RandAugment, TrivialAugment
+from trickbag.tricks.stages import Batch
 
 POLICIES = {
     "TrivialAugment": TrivialAugment(),

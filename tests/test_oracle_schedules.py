@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, S
 from trickbag.data.base import DataFacts
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
-from trickbag.tricks.base import Timeline
 from trickbag.tricks.optimization import SGD
 from trickbag.tricks.schedules import CosineDecay, LinearLRScaling, StepDecay, Warmup
+from trickbag.tricks.stages import Timeline
 
 
 def optimizer(lr=1.0):

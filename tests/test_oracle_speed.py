@@ -22,10 +22,10 @@ from trickbag.functional.schedules import ramped_size
 from trickbag.functional.whitening import patch_moments, whiten_first_layer, whitening_weight
 from trickbag.plan import Context, compile
 from trickbag.rng import Stream
-from trickbag.tricks.base import Timeline
 from trickbag.tricks.gradients import GradientAccumulation, GradientClipping
 from trickbag.tricks.inference import TTAFlip, TTAViews
 from trickbag.tricks.resolution import ResolutionRamp
+from trickbag.tricks.stages import Timeline
 from trickbag.tricks.whitening import Whitening
 
 FACTS = DataFacts("x", ("a", "b", "c", "d"), 3, {"train": 80}, (24, 24), "f")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from trickbag.data.base import DataSpec
 from trickbag.errors import Diverged
@@ -206,7 +206,7 @@ def _identity(run: str | Path | Run) -> tuple[Run, DataSpec, DataFacts]:
     fix = "copy it from a backup, or delete the run and train it again"
     try:
         about = run.about()
-        spec, facts = DataSpec(**about["data"]), DataFacts(**_tuples(about["facts"]))
+        spec, facts = DataSpec(**about["data"]), DataFacts.of(about["facts"])
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{run.path / 'run.json'} is damaged", fix=fix) from None
     if not (run.path / "recipe.yaml").is_file():
@@ -288,10 +288,6 @@ def predict(
         Prediction(name, tuple(facts.classes[i] for i in row), tuple(p))
         for name, row, p in zip(split.names, indices.tolist(), values.tolist(), strict=True)
     ], bad
-
-
-def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
 def make_study(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,33 +12,41 @@ from trickbag.data.base import DataFacts
 from trickbag.errors import PlanError, Problem, TrickbagError
 from trickbag.recipe.model import Recipe
 from trickbag.rng import Stream
-from trickbag.tricks.base import (
-    Bag,
+from trickbag.tricks.base import Bag
+from trickbag.tricks.stages import (
     CropTrick,
+    FreezeTrick,
     GradientTrick,
     ImageTrick,
     LossTrick,
     MicroBatchTrick,
+    MixControlTrick,
     MixTrick,
     ModelTrick,
+    ObjectiveTrick,
     OptimizerTrick,
     ParamGroup,
     ParamGroupTrick,
     PrecisionTrick,
     PredictTrick,
     ResolutionTrick,
+    SamplerTrick,
     ScheduleTrick,
+    StepTrick,
     StopTrick,
+    TargetTrick,
     Timeline,
     WeightsTrick,
 )
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from trickbag.tasks.preprocessing import Preprocessing
-    from trickbag.tricks.base import Loss
+    from trickbag.tricks.base import Trick
+    from trickbag.tricks.sources import Source
+    from trickbag.tricks.stages import Loss, Objective, Upstreams
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,34 @@ class Plan:
         return tuple(t for t in self.bag.of(ImageTrick) if not t.training_only)
 
     @cached_property
+    def target(self) -> TargetTrick | None:
+        """Chooses what is learned about each image; None means the labels."""
+        return next(iter(self.bag.of(TargetTrick)), None)
+
+    @cached_property
+    def samplers(self) -> tuple[SamplerTrick, ...]:
+        """What makes up an epoch."""
+        return self.bag.of(SamplerTrick)
+
+    @cached_property
     def mix(self) -> tuple[MixTrick, ...]:
         """What combines images and targets."""
         return self.bag.of(MixTrick)
+
+    @cached_property
+    def mix_controls(self) -> tuple[MixControlTrick, ...]:
+        """What says which mixes act."""
+        return self.bag.of(MixControlTrick)
+
+    @cached_property
+    def freezes(self) -> tuple[FreezeTrick, ...]:
+        """What keeps parts of the model as they are."""
+        return self.bag.of(FreezeTrick)
+
+    @cached_property
+    def step(self) -> StepTrick | None:
+        """Computes gradients in its own way; None means one pass."""
+        return next(iter(self.bag.of(StepTrick)), None)
 
     @cached_property
     def models(self) -> tuple[ModelTrick, ...]:
@@ -167,6 +200,11 @@ class Plan:
         """Learning rate of the update numbered ``step`` (from 0)."""
         factors = (t.factor(step, self.timeline) for t in self.schedules)
         return self.optimizer.lr * math.prod(factors)
+
+    def momentum(self, step: int) -> float | None:
+        """Momentum (or first beta) of the update numbered ``step`` if a schedule sets it."""
+        found = (trick.momentum(step, self.timeline) for trick in self.schedules)
+        return next((value for value in found if value is not None), None)
 
     def image_size(self, step: int) -> int:
         """Height and width of the training images of the update numbered ``step`` (from 0), in pixels."""
@@ -217,6 +255,22 @@ class Plan:
             loss = trick.wrap(loss)
         return loss
 
+    def objective(self, upstreams: Mapping[str, Upstreams]) -> Objective:
+        """What is minimized.
+
+        Args:
+            upstreams: the trained models that tricks ask for, by kind and setting.
+        """
+        loss = self.loss()
+        trick = next(iter(self.bag.of(ObjectiveTrick)), None)
+        if trick is not None:
+            return trick.objective(loss, upstreams.get(trick.kind, {}))
+
+        def plain(logits: Tensor, targets: Tensor, images: Tensor) -> Tensor:
+            return loss(logits, targets)
+
+        return plain
+
 
 def parameter_groups(model: nn.Module, tricks: tuple[ParamGroupTrick, ...] = ()) -> list[ParamGroup]:
     """Trainable parameters in one group with their names, then split by ``tricks``."""
@@ -227,7 +281,13 @@ def parameter_groups(model: nn.Module, tricks: tuple[ParamGroupTrick, ...] = ())
     return [group for group in groups if group["params"]]
 
 
-def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe: bool = True) -> Plan:
+MOST_DEEP = 8
+"""Recipes that may build upon each other."""
+
+
+def compile(
+    recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe: bool = True, depth: int = 0
+) -> Plan:
     """Resolve, check and order a recipe for a data set.
 
     Args:
@@ -236,6 +296,7 @@ def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe
         device_type: ``"cpu"`` or ``"cuda"``.
         probe: also build the model on the meta device, edit it and pass one image through it. Needs
             torch; without it only conflicts that need no model are found.
+        depth: how many recipes build upon this one.
 
     Raises:
         PlanError: with every conflict found.
@@ -252,6 +313,7 @@ def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe
         recipe = recipe.replace(tricks=Bag(tricks))
         for trick in tricks:
             problems += trick.check(context)
+            problems += _source_problems(trick, context, depth)
             notes += (f"{trick.kind}: {note}" for note in trick.notes(context))
         notes += _preprocessing_notes(recipe, context.preprocessing)
     plan = Plan(recipe, facts, context.timeline, tuple(notes))
@@ -260,6 +322,55 @@ def compile(recipe: Recipe, facts: DataFacts, device_type: str = "cpu", *, probe
     if problems:
         raise PlanError(problems)
     return plan
+
+
+def recipe_of(source: Source) -> Recipe:
+    """The recipe that a source names or holds.
+
+    Raises:
+        RecipeError: there is none, or it is wrong.
+    """
+    from trickbag.recipe.read import load, read_plain
+
+    if isinstance(source.recipe, dict):
+        return read_plain(source.recipe, set_=source.set)
+    assert source.recipe is not None
+    return load(source.recipe, set_=source.set)
+
+
+def _source_problems(trick: Trick, context: Context, depth: int) -> Iterator[Problem]:
+    """What keeps the models that a trick builds upon from being trained or used."""
+    import json
+    from pathlib import Path
+
+    for name, source in trick.sources().items():
+        where = f"trick {trick.kind}, {name}"
+        if source.recipe is not None:
+            if depth >= MOST_DEEP:
+                fix = "break the circle of recipes that build upon each other"
+                yield Problem(f"more than {MOST_DEEP} recipes build upon each other", where, fix=fix)
+                continue
+            try:
+                compile(recipe_of(source), context.facts, context.device_type, depth=depth + 1)
+            except TrickbagError as error:
+                for p in error.problems:
+                    yield Problem(p.what, f"{where}: {p.where}" if p.where else where, p.expected, p.fix)
+        elif source.run is not None:
+            try:
+                classes = json.loads((Path(source.run) / "run.json").read_text())["facts"]["classes"]
+            except (OSError, ValueError, KeyError, TypeError):
+                yield Problem(f"{source.run} is not a run", where, "the directory of a finished run")
+                continue
+            if not (Path(source.run) / "result.json").is_file():
+                yield Problem(f"{source.run} is not finished", where, fix="train it to its end first")
+            elif trick.same_classes and tuple(classes) != tuple(context.facts.classes):
+                yield Problem(
+                    f"{source.run} was trained on other classes: {', '.join(classes[:8])}",
+                    where,
+                    expected=", ".join(context.facts.classes[:8]),
+                )
+        elif source.weights is not None and not Path(source.weights).is_file():
+            yield Problem(f"there is no file {source.weights}", where, fix="check the path")
 
 
 def conflicts(bag: Bag) -> tuple[Problem, ...]:

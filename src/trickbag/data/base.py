@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -95,6 +95,7 @@ class DataFacts:
         image_size: typical (median) height and width, in pixels.
         fingerprint: hash of content (file names, sizes, bytes) and split; part of a run's identity.
         mean, std: per channel, 0 to 1, over (a sample of) the training split; empty if not computed.
+        counts: number of training images of each class; empty if not counted.
         bad: names of unreadable images that were left out.
     """
 
@@ -106,7 +107,18 @@ class DataFacts:
     fingerprint: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
     bad: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> DataFacts:
+        """Facts from plain data, as a run's file holds them.
+
+        Raises:
+            TypeError: fields are missing or unknown.
+        """
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     @property
     def num_classes(self) -> int:

@@ -111,6 +111,14 @@ def split_sizes(counts: Sequence[int], shares: Shares, spec: DataSpec) -> dict[s
     return {"train": train, "selection": int(take[0].sum()), "test": int(take[1].sum())}
 
 
+def train_counts(counts: Sequence[int], shares: Shares, spec: DataSpec) -> tuple[int, ...]:
+    """Training images by class of a pool with ``counts`` images a class; empty if only some are used."""
+    if spec.train_size is not None:
+        return ()
+    left = np.asarray(counts) - _quotas(np.asarray(counts), shares).sum(axis=0)
+    return tuple(left.tolist())
+
+
 def subset_order(labels: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Positions such that the first k are a stratified subset for every k, one of each class first."""
     rng = Stream(spec.split_seed, "split").child("train_size").numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trickbag.data.base import DataFacts, DataSpec
-from trickbag.data.cut import Shares, fingerprint_of, split_sizes
+from trickbag.data.cut import Shares, fingerprint_of, split_sizes, train_counts
 from trickbag.data.hashing import combine
 from trickbag.data.listing import Listing, Mode
 
@@ -43,5 +43,6 @@ def digits_facts(spec: DataSpec) -> DataFacts:
         channels=1 if mode == "gray" else 3,
         sizes=split_sizes(COUNTS, shares, spec),
         image_size=(8, 8),
+        counts=train_counts(COUNTS, shares, spec),
         fingerprint=fingerprint_of(CONTENT, shares, spec, mode, None),
     )

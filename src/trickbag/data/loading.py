@@ -59,10 +59,11 @@ def load_listed(
             images, rows, listing.labels[rows], tuple(listing.names[i] for i in rows), images.sizes[rows]
         )
     known = _remembered(facts.fingerprint)
-    if known is None or not known.mean or known.bad != names:
+    if known is None or not known.mean or not known.counts or known.bad != names:
         mean, std = statistics(images, splits["train"].rows)
         sizes = {name: len(split) for name, split in splits.items()}
-        known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, bad=names)
+        counts = tuple(np.bincount(splits["train"].labels, minlength=facts.num_classes).tolist())
+        known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, counts=counts, bad=names)
         if spec.cache:
             save_json(_memory(facts.fingerprint), dataclasses.asdict(known))
     facts = dataclasses.replace(known, name=facts.name, sizes=MappingProxyType(dict(known.sizes)))
@@ -152,6 +153,7 @@ def list_and_cut(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mo
         sizes={split: int((place == number).sum()) for number, split in enumerate(SPLITS)},
         image_size=_typical_size(listing, spec),
         fingerprint=fingerprint,
+        counts=tuple(np.bincount(listing.labels[place == 0], minlength=len(listing.classes)).tolist()),
     )
     return listing, mode, place, facts
 
@@ -220,7 +222,6 @@ def _remembered(fingerprint: str) -> DataFacts | None:
     if not isinstance(known, Mapping):
         return None
     try:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        return DataFacts(**values) if values["fingerprint"] == fingerprint else None
+        return DataFacts.of(known) if known["fingerprint"] == fingerprint else None
     except (TypeError, KeyError):
         return None

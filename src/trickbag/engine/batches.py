@@ -13,7 +13,7 @@ from trickbag.imageops.backend import choose, execute
 from trickbag.imageops.program import Program, Step
 from trickbag.plan import Plan
 from trickbag.rng import Stream
-from trickbag.tricks.base import Batch, ImageTrick, MixTrick
+from trickbag.tricks.stages import Batch, ImageTrick, MixTrick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,10 @@ class TrainBatches:
             generator = self.stream.child("order").torch(epoch)
             # Reading ahead looks into the next epoch while the last steps of this one are done.
             self._orders = {key: order for key, order in self._orders.items() if abs(key - epoch) <= 1}
-            self._orders[epoch] = torch.randperm(len(self.split), generator=generator).numpy()
+            order = torch.randperm(len(self.split), generator=generator).numpy()
+            for trick in self.plan.samplers:
+                order = trick.epoch_order(order, self.split.labels, self.stream.child(trick.kind), epoch)
+            self._orders[epoch] = order
         size = self.plan.timeline.batch_size
         return self._orders[epoch][position * size : (position + 1) * size]
 
@@ -76,10 +79,29 @@ class TrainBatches:
         """
         if not self.early:
             images = execute(images, self.program(step).part(self.slice), backend="torch")
-        shape = torch.Size((self.plan.timeline.batch_size, *images.shape[1:]))
-        for mix in self.plan.mix:
-            images, targets = mix.mix(images, targets, self._draws(mix, shape, step, images.device))
+        images, targets = self._mix(images, targets, step)
         return images.contiguous(memory_format=torch.channels_last), targets
+
+    def _mix(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        mixes: Sequence[MixTrick] = self.plan.mix
+        choice = None
+        for control in self.plan.mix_controls:
+            mixes = control.active(mixes, step, self.plan.timeline)
+        for control in self.plan.mix_controls if len(mixes) > 1 else ():
+            batch = self.plan.timeline.batch_size
+            choice = control.choose(mixes, batch, self.stream.child(control.kind).torch(step))
+        shape = torch.Size((self.plan.timeline.batch_size, *images.shape[1:]))
+        given = images, targets
+        for number, mix in enumerate(mixes):
+            draws = self._draws(mix, shape, step, images.device)
+            if choice is None:
+                images, targets = mix.mix(images, targets, draws)
+            elif (own := choice[self.slice] == number).any():
+                mixed, mixed_targets = mix.mix(*given, draws)
+                own = own.to(images.device, non_blocking=True)
+                images = torch.where(own[:, None, None, None], mixed, images)
+                targets = torch.where(own[:, None], mixed_targets, targets)
+        return images, targets
 
     def _draws(
         self, trick: MixTrick, shape: torch.Size, step: int, device: torch.device

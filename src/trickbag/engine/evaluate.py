@@ -19,12 +19,12 @@ from trickbag.engine.run import Run
 from trickbag.errors import CheckpointError
 from trickbag.plan import Plan
 from trickbag.rng import Stream
-from trickbag.tricks.base import PredictTrick
+from trickbag.tricks.stages import PredictTrick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trickbag.tricks.base import Predictor
+    from trickbag.tricks.stages import Predictor
 
 RAW = "raw"
 
@@ -43,6 +43,14 @@ class ReadOut:
     tricks: tuple[PredictTrick, ...]
     resize: int
     crop: int
+
+    @property
+    def view(self) -> tuple[int, int]:
+        """(resize, crop) of the images that the outermost predictor is given."""
+        view = self.resize, self.crop
+        for trick in self.tricks:
+            view = trick.view(*view)
+        return view
 
     @property
     def label(self) -> str:
@@ -106,14 +114,15 @@ def probabilities(
     positions = range(len(split)) if positions is None else positions
     size = batch_size or max(plan.recipe.batch_size, 64)
     device = next(weights.model.parameters()).device
-    batches = eval_batches(plan, split, (readout.resize, readout.crop), size, positions, device)
+    batches = eval_batches(plan, split, readout.view, size, positions, device)
     predict = weights.predictor(readout)
-    training = weights.model.training
+    modes = [(module, module.training) for module in weights.model.modules()]
     weights.model.eval()
     try:
         parts = [predict(images).cpu() for images in batches]
     finally:
-        weights.model.train(training)
+        for module, training in modes:
+            module.training = training
     return torch.cat(parts)
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from trickbag import plan as planning
 from trickbag.data.base import DataFacts
 from trickbag.engine import checkpoint
 from trickbag.engine.files import read_json, write_json, write_text
@@ -23,7 +24,8 @@ from trickbag.errors import CheckpointError
 from trickbag.imageops.backend import numba_works
 from trickbag.recipe.model import Recipe
 from trickbag.recipe.read import dump, load
-from trickbag.tricks.base import PredictTrick, StopTrick
+from trickbag.tricks.sources import Source
+from trickbag.tricks.stages import PredictTrick, StopTrick
 
 NUMERIC_ROOMS = ("data", "engine", "functional", "imageops", "tasks", "tricks", "plan.py", "rng.py")
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "trickbag")
@@ -74,10 +76,28 @@ def _file_digest(path: str) -> str:
 
 
 def run_id(recipe: Recipe, facts: DataFacts, seed: int, device_type: str = "cpu") -> str:
-    """Name of a run: same training recipe, data, seed, device type and code give the same name."""
-    parts = [training_part(recipe), facts.fingerprint, seed, device_type, code_version()]
+    """Name of a run: same training recipe, data, seed, device type and code give the same name.
+
+    A trained model that the recipe builds upon counts by the name of its run, or the bytes of its file.
+    """
+    part = training_part(recipe)
+    for kind, trick in recipe.tricks.items():
+        for name, source in trick.sources().items() if kind in part["tricks"] else ():
+            part["tricks"][kind][name] = _identity(source, facts, seed, device_type)
+    parts = [part, facts.fingerprint, seed, device_type, code_version()]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity(source: Source, facts: DataFacts, seed: int, device_type: str) -> dict[str, Any]:
+    if source.recipe is not None:
+        other = planning.compile(planning.recipe_of(source), facts, device_type.split()[0]).recipe
+        name = run_id(other, facts, seed if source.seed is None else source.seed, device_type)
+        return {"run": name, "averaged": source.averaged}
+    if source.run is not None:
+        return {"run": Path(source.run).resolve().name, "averaged": source.averaged}
+    weights = None if source.weights is None else _file_digest(source.weights)
+    return {"model": source.model, "weights": weights}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,21 @@ from trickbag.engine.batches import TrainBatches, eval_batches
 from trickbag.engine.device import Device
 from trickbag.engine.evaluate import RAW, ReadOut, Weights, all_readouts, evaluate, main_readout, measure
 from trickbag.engine.files import read_json, write_json
+from trickbag.engine.freezing import Freezer
 from trickbag.engine.interrupt import Interrupt
 from trickbag.engine.run import Run, code_version, run_id, versions
 from trickbag.engine.state import State, Trainee
+from trickbag.engine.targets import Learned, learned
+from trickbag.engine.upstream import ensure, settle, upstreams_of
 from trickbag.errors import UsageError
 from trickbag.plan import Plan
 from trickbag.rng import Stream
 
 if TYPE_CHECKING:
-    from torch import nn
+    from lightning_fabric import Fabric
+    from torch import Tensor, nn
+
+    from trickbag.tricks.stages import Objective
 
 CUDA_CHECK = 50
 """Steps between looks at values on a CUDA device, each of which waits for it."""
@@ -74,6 +81,7 @@ def train(
     progress: Progress | None = None,
     report_seconds: float = 0.2,
     lock_seconds: float = 0.0,
+    upstream_runs: str | Path | None = None,
 ) -> Run:
     """Train a plan with one seed, or go on with a run that was interrupted, or return a finished one.
 
@@ -89,6 +97,8 @@ def train(
         progress: told where the run is.
         report_seconds: least time between two calls of ``progress``.
         lock_seconds: how long to wait for another process that trains this very run.
+        upstream_runs: folder of the runs that this one builds upon, which are trained if they are missing;
+            None means ``runs``.
 
     Returns:
         The run; ``run.result()["status"]`` is ``"finished"`` or ``"diverged"``.
@@ -99,6 +109,9 @@ def train(
     """
     device = device or Device()
     place = device.type if device.world == 1 else f"{device.type} x {device.world}"
+    plan, missing = settle(plan, seed, Path(upstream_runs or runs), place)
+    for other in missing:
+        ensure(other, data, device, progress)
     run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, place))
     if device.rank > 0:
         if run.result() is None:
@@ -145,7 +158,10 @@ def _train(
 
     model = plan.build_model(Stream(seed))
     model = model.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    upstreams = upstreams_of(plan, data, device.torch_device)
     if checkpoint.newest(run.path / "checkpoint") is None:
+        for heir in (trick for trick in plan.models if trick.sources()):
+            heir.inherit(model, upstreams[heir.kind])
         _calibrate(plan, model, data.splits["train"], device)
     optimizer = plan.build_optimizer(model)
     averages = {trick.kind: trick.start(model) for trick in plan.weights}
@@ -154,11 +170,12 @@ def _train(
     if main or (run.path / "checkpoint").exists():
         trainee.restore(run)
     forward, stepper = fabric.setup(device.compiled(model), optimizer)
-    weights, loss_function = Weights(model, averages), plan.loss()
+    weights, objective = Weights(model, averages), plan.objective(upstreams)
+    freezer = Freezer(plan, model, device.world)
 
-    train_split = on_device(data.splits["train"], device.torch_device)
+    known: Learned = learned(plan, data, upstreams)
+    train_split = on_device(known.split, device.torch_device)
     selection = data.splits["selection"]
-    labels = torch.from_numpy(train_split.labels)
     batches = TrainBatches(plan, train_split, seed, device.rank, device.world, device.type)
     dropout = Stream(seed, "model")
     transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
@@ -176,26 +193,26 @@ def _train(
             began = time.perf_counter()
             images = next(source).to(device.torch_device, non_blocking=True)
             fetched = time.perf_counter()
-            own = labels[torch.from_numpy(batches.indices(step)[batches.slice])].to(device.torch_device)
-            images, targets = batches.prepare(images, task.targets(own, data.facts.num_classes), step)
+            own = known.targets(batches.indices(step)[batches.slice]).to(device.torch_device)
+            images, targets = batches.prepare(images, own, step)
             augmented = time.perf_counter()
 
-            _seed(dropout.key(step * device.world + device.rank), device)
-            count, parts = len(images), plan.parts(len(images))
-            loss = torch.zeros_like(loss_sum)
-            shares = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
-            for part, (x, y) in enumerate(shares, start=1):
-                with fabric.no_backward_sync(forward, enabled=part < parts):
-                    share = loss_function(forward(x), y).sum() / count
-                    fabric.backward(share)
-                loss += share.detach()
+            freezer.apply(step)
+            key, parts = dropout.key(step * device.world + device.rank), plan.parts(len(images))
+            shares = list(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True))
+
+            compute = partial(_gradients, fabric, forward, objective, shares, key, device)
+            loss = compute() if plan.step is None else plan.step.gradients(compute, model)
             loss_sum += loss
             looking = (step + 1) % check_every == 0 or step + 1 in evaluations
             if looking and device.agree(not math.isfinite(float(loss_sum))):
                 return _diverged(run, plan, trainee, float(loss), device)
             rate = plan.learning_rate(step)
+            momentum = plan.momentum(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+                if momentum is not None:
+                    _set_momentum(group, momentum)
             if transformations and trainee.scaler:
                 trainee.scaler.unscale_(optimizer)
             for transformation in transformations:
@@ -206,6 +223,8 @@ def _train(
             for trick in plan.weights:
                 trick.update(averages[trick.kind], model, step, timeline)
             state.step = step = step + 1
+            if step == timeline.steps:
+                _finish(plan, model, averages, data.splits["train"], device)
             done = time.perf_counter()
             clock.data += fetched - began
             clock.augment += augmented - fetched
@@ -228,6 +247,8 @@ def _train(
                 state.evaluated = step
                 loss_sum.zero_()
                 state.stopped = any(trick.stop(state.history) for trick in plan.stops)
+                if state.stopped and step < timeline.steps:
+                    _finish(plan, model, averages, data.splits["train"], device)
 
             now = time.perf_counter()
             if progress and (now - reported >= report_seconds or step == timeline.steps):
@@ -255,6 +276,26 @@ def _train(
     return _outcome(run, plan, trainee, "finished", device)
 
 
+def _gradients(
+    fabric: Fabric,
+    forward: Any,
+    objective: Objective,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    key: int,
+    device: Device,
+) -> Tensor:
+    """Add the gradients of a batch, in parts, to ``grad``; the mean loss, float64."""
+    _seed(key, device)
+    count = sum(len(images) for images, _ in parts)
+    loss = torch.zeros((), dtype=torch.float64, device=device.torch_device)
+    for number, (images, targets) in enumerate(parts, start=1):
+        with fabric.no_backward_sync(forward, enabled=number < len(parts)):
+            share = objective(forward(images), targets, images).sum() / count
+            fabric.backward(share)
+        loss += share.detach()
+    return loss
+
+
 def _seed(key: int, device: Device) -> None:
     """What ``torch.manual_seed`` does, less what takes it 0.1 ms: kinds of devices that are not in use."""
     torch.default_generator.manual_seed(key)
@@ -262,14 +303,43 @@ def _seed(key: int, device: Device) -> None:
         torch.cuda.manual_seed_all(key)
 
 
+def _set_momentum(group: dict[str, Any], value: float) -> None:
+    if "momentum" in group:
+        group["momentum"] = value
+    elif "betas" in group:
+        group["betas"] = (value, *group["betas"][1:])
+
+
 def _calibrate(plan: Plan, model: nn.Module, split: Split, device: Device) -> None:
-    """Let model tricks compute weights from training images, evenly spaced, as evaluation shows them."""
+    """Let model tricks compute weights from training images."""
     size = plan.recipe.image_size
     for trick in plan.models:
-        if count := min(trick.sample_size, len(split)):
-            positions = [index * len(split) // count for index in range(count)]
-            batches = eval_batches(plan, split, (size, size), 64, positions, device.torch_device)
-            trick.calibrate(model, batches)
+        if trick.sample_size:
+            trick.calibrate(model, _sample(plan, split, trick.sample_size, (size, size), device))
+
+
+def _finish(
+    plan: Plan, model: nn.Module, averages: dict[str, dict[str, Tensor]], split: Split, device: Device
+) -> None:
+    """Let weights tricks complete their averages."""
+    for trick in plan.weights:
+        if trick.sample_size:
+            modes = [(module, module.training) for module in model.modules()]
+            model.eval()
+            with torch.no_grad():
+                images = _sample(plan, split, trick.sample_size, plan.recipe.evaluation, device)
+                trick.finish(averages, model, images)
+            for module, training in modes:
+                module.training = training
+
+
+def _sample(
+    plan: Plan, split: Split, wanted: int, evaluation: tuple[int, int], device: Device
+) -> Iterator[Tensor]:
+    """Batches of training images, evenly spaced, as evaluation shows them."""
+    count = min(wanted, len(split))
+    positions = [index * len(split) // count for index in range(count)]
+    return eval_batches(plan, split, evaluation, 64, positions, device.torch_device)
 
 
 def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, Any]:

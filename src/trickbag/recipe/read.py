@@ -109,13 +109,35 @@ def load(
         draft.drop(kind, f"--without {kind}")
     added = [(*_trick_text(text), f"--with {text}") for text in with_]
     _put_tricks(draft, added)
-    for text in set_:
+    _set(draft, set_)
+    return draft.finish(str(name))
+
+
+def _set(draft: Draft, texts: Sequence[str]) -> None:
+    for text in texts:
         path, value = _assignment(text)
         if path == ("model",) and isinstance(value, str):
             draft.values.pop("model", None)
             value = {"name": value}
         draft.put(path, value, f"--set {text}")
-    return draft.finish(str(name))
+
+
+def read_plain(values: Mapping[str, Any], *, set_: Sequence[str] = ()) -> Recipe:
+    """A recipe from plain data, which may ``extend`` another, with ``--set`` texts applied.
+
+    Raises:
+        RecipeError: anything wrong.
+    """
+    own = dict(values)
+    parent = own.pop("extends", None)
+    draft = Draft() if parent is None else _draft(str(parent), ())
+    _put_tricks(
+        draft, [(kind, settings, "recipe") for kind, settings in (own.pop("tricks", None) or {}).items()]
+    )
+    for key, value in own.items():
+        draft.put((key,), {"name": value} if key == "model" and isinstance(value, str) else value, "recipe")
+    _set(draft, set_)
+    return draft.finish("recipe")
 
 
 def dump(recipe: Recipe) -> str:

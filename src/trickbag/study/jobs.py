@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from trickbag.engine.run import training_part
 from trickbag.recipe.model import Recipe
 from trickbag.study.design import Arm
-from trickbag.tricks.base import WeightsTrick
+from trickbag.tricks.stages import WeightsTrick
 
 
 @dataclass

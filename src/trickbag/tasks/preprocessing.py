@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trickbag.tricks.base import Bag
+
 if TYPE_CHECKING:
     from trickbag.recipe.model import ModelSpec
 
@@ -45,3 +47,12 @@ def preprocessing_of(spec: ModelSpec) -> Preprocessing | None:
         crop_fraction=float(config.crop_pct),
         interpolation=config.interpolation or "bicubic",
     )
+
+
+def normalized(preprocessing: Preprocessing | None) -> Bag:
+    """The bag that feeds a model images as its weights expect them; empty where nothing is known."""
+    from trickbag.tricks.color import Normalize
+
+    if preprocessing is None:
+        return Bag()
+    return Bag([Normalize(mean=preprocessing.mean, std=preprocessing.std)])

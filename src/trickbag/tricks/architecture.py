@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from trickbag.errors import PlanError, Problem
-from trickbag.tricks.base import Card, ModelTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import ModelTrick
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field
 
 from trickbag.errors import Problem
 from trickbag.imageops.program import Op, Step
-from trickbag.tricks.base import Batch, Card, CropTrick, ImageTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import Batch, CropTrick, ImageTrick
 
 if TYPE_CHECKING:
     import torch

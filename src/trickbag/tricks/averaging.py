@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from trickbag.tricks.base import Card, Timeline, WeightsTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import Timeline, WeightsTrick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

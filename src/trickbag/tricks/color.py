@@ -12,7 +12,8 @@ from pydantic import Field
 
 from trickbag.errors import Problem
 from trickbag.imageops.program import Op, Step
-from trickbag.tricks.base import Batch, Card, ImageTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import Batch, ImageTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

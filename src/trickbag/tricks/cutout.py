@@ -10,8 +10,9 @@ from pydantic import Field
 
 from trickbag.imageops.program import Op, Step
 from trickbag.tricks.augmentation import Probability
-from trickbag.tricks.base import Batch, Card
+from trickbag.tricks.base import Card
 from trickbag.tricks.erasing import Eraser
+from trickbag.tricks.stages import Batch
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from trickbag.errors import Problem
 from trickbag.imageops.program import Op, Step
 from trickbag.tricks.augmentation import Probability, Ratios, Shares
-from trickbag.tricks.base import Batch, Card, ImageTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import Batch, ImageTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

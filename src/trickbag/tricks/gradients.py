@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from trickbag.errors import Problem
-from trickbag.tricks.base import Card, GradientTrick, MicroBatchTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import GradientTrick, MicroBatchTrick
 
 if TYPE_CHECKING:
     from torch import nn

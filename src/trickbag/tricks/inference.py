@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from trickbag.errors import Problem
-from trickbag.tricks.base import Card, PredictTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import PredictTrick
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trickbag.plan import Context
-    from trickbag.tricks.base import Predictor
+    from trickbag.tricks.stages import Predictor
 
 
 class TTAFlip(PredictTrick):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from trickbag.tricks.base import Card, LossTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import LossTrick
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trickbag.tricks.base import Loss
+    from trickbag.tricks.stages import Loss
 
 
 class LabelSmoothing(LossTrick):

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trickbag.tricks.base import Card, Draws, MixTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import Draws, MixTrick
 
 if TYPE_CHECKING:
     import torch

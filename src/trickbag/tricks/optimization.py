@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from trickbag.errors import Problem
-from trickbag.tricks.base import Card, OptimizerTrick, ParamGroup, Trick
+from trickbag.tricks.base import Card, Trick
+from trickbag.tricks.stages import OptimizerTrick, ParamGroup
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from trickbag.tricks.base import Card, OptimizerTrick, ParamGroup, ParamGroupTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import OptimizerTrick, ParamGroup, ParamGroupTrick
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,8 +12,9 @@ from trickbag.errors import Problem
 from trickbag.imageops.program import Op, Step
 from trickbag.tricks import policy_ops
 from trickbag.tricks.augmentation import Probability
-from trickbag.tricks.base import Batch, Card, ImageTrick
+from trickbag.tricks.base import Card
 from trickbag.tricks.color import Normalize
+from trickbag.tricks.stages import Batch, ImageTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

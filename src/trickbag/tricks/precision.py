@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from trickbag.errors import Problem
-from trickbag.tricks.base import Card, PrecisionTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import PrecisionTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from trickbag.errors import Problem
 from trickbag.functional.schedules import ramped_size
-from trickbag.tricks.base import Card, ResolutionTrick, Timeline
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import ResolutionTrick, Timeline
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field
 
 from trickbag.errors import Problem
 from trickbag.functional.schedules import cosine_decay, linear_scale, linear_warmup, step_decay
-from trickbag.tricks.base import Card, OptimizerTrick, ScheduleTrick, Timeline
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import OptimizerTrick, ScheduleTrick, Timeline
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from trickbag.tricks.base import Card, StopTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import StopTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context

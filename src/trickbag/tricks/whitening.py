@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from trickbag.errors import PlanError, Problem
-from trickbag.tricks.base import Card, ModelTrick
+from trickbag.tricks.base import Card
+from trickbag.tricks.stages import ModelTrick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
