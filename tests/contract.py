@@ -17,6 +17,7 @@ from trickbag.engine.device import Device
 from trickbag.engine.run import Run
 from trickbag.engine.train import train
 from trickbag.errors import PlanError
+from trickbag.interactions import clash
 from trickbag.plan import Plan
 from trickbag.recipe import ModelSpec, Recipe
 from trickbag.tricks import Bag, catalogue
@@ -33,7 +34,13 @@ OPTIMIZER = SGD(lr=0.05, momentum=0.5, weight_decay=0.02)
 
 def recipe(*tricks: Trick, optimizer: bool = True, **values: Any) -> Recipe:
     """The contract recipe with ``tricks``, and an optimizer that decays weights if none is among them."""
-    plain: dict[str, Any] = {"model": MODEL, "epochs": 1, "batch_size": 8, "image_size": 24}
+    plain: dict[str, Any] = {
+        "model": MODEL,
+        "epochs": 1,
+        "batch_size": 8,
+        "image_size": 24,
+        "eval_resize": 28,
+    }
     if optimizer and not any(trick.slot == OPTIMIZER.slot for trick in tricks):
         tricks = (*tricks, OPTIMIZER)
     return Recipe(**(plain | values), tricks=Bag(tricks))
@@ -44,17 +51,20 @@ def sample(kind: str) -> Trick:
     return catalogue()[kind].sample()
 
 
+BESIDE = {"mix_switch": ("mixup", "cutmix"), "mix_off": ("mixup",)}
+"""What tricks act upon that ask for any of several others."""
+
+
 def required(kind: str) -> tuple[Trick, ...]:
     """What a trick needs beside itself in the bag."""
-    return tuple(sample(other) for other in catalogue()[kind].requires)
+    return tuple(sample(other) for other in (*catalogue()[kind].requires, *BESIDE.get(kind, ())))
 
 
 def compatible(*kinds: str) -> bool:
     """True if no two of these declare a conflict: slot or exclusion."""
     tricks = [catalogue()[kind] for kind in kinds]
     return all(
-        not (a.slot and a.slot == b.slot) and a.kind not in b.excludes and b.kind not in a.excludes
-        for a, b in combinations(tricks, 2)
+        not (a.slot and a.slot == b.slot) and not clash(a.kind, b.kind) for a, b in combinations(tricks, 2)
     )
 
 
@@ -84,7 +94,12 @@ class Bench:
         import tempfile
 
         runs = tempfile.mkdtemp(dir=self.folder) if fresh else self.folder
-        options = {"splits": (), "readouts": [], "device": Device("cpu", threads=1)} | options
+        options = {
+            "splits": (),
+            "readouts": [],
+            "device": Device("cpu", threads=1),
+            "upstream_runs": self.folder / "upstream",
+        } | options
         return train(self.plan(chosen, steps), self.data, seed=seed, runs=runs, **options)
 
     def print(self, chosen: Recipe, steps: int = 3, **options: Any) -> str:

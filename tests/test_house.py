@@ -18,6 +18,7 @@ FLOORS = [
     {"data.base", "tricks"},
     {"recipe"},
     {"data", "tasks"},
+    {"interactions"},
     {"plan"},
     {"engine"},
     {"study.statistics", "study.blocks", "study.power"},

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import write_shapes
-from trickbag import api
+from trickbag import api, interactions
 from trickbag.data.base import DataSpec
 from trickbag.errors import PlanError, StudyError
 from trickbag.recipe import Recipe
@@ -88,10 +88,11 @@ def test_changes_can_be_tied_and_mistakes_are_named() -> None:
 
 
 def test_tricks_that_exclude_each_other_are_tied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mixup, "excludes", {"label_smoothing": "for this test"})
+    row = interactions.Interaction(("mixup", "label_smoothing"), "for this test", "error")
+    monkeypatch.setattr(interactions, "INTERACTIONS", (row,))
     factors = find_factors(recipe(LabelSmoothing()), recipe(Mixup(), RandomFlip()))
     assert sorted(len(factor.changes) for factor in factors) == [1, 2]
-    monkeypatch.setattr(Mixup, "excludes", {})
+    monkeypatch.setattr(interactions, "INTERACTIONS", ())
     monkeypatch.setattr(Mixup, "requires", ("label_smoothing",))
     factors = find_factors(recipe(), recipe(Mixup(), LabelSmoothing(), RandomFlip()))
     assert sorted(len(factor.changes) for factor in factors) == [1, 2]

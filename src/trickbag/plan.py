@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from trickbag import interactions
 from trickbag.data.base import DataFacts
 from trickbag.errors import PlanError, Problem, TrickbagError
 from trickbag.recipe.model import Recipe
@@ -302,6 +303,8 @@ def compile(
         PlanError: with every conflict found.
     """
     problems = [*_bag_problems(recipe.tricks), *_budget_problems(recipe, facts)]
+    if not probe:
+        problems += interactions.errors(recipe.tricks)
     notes: list[str] = []
     context = Context(recipe, facts, device_type)
     if probe:
@@ -315,6 +318,9 @@ def compile(
             problems += trick.check(context)
             problems += _source_problems(trick, context, depth)
             notes += (f"{trick.kind}: {note}" for note in trick.notes(context))
+        resolved = Context(recipe, facts, device_type)
+        problems += interactions.errors(recipe.tricks, resolved)
+        notes += interactions.notes(recipe.tricks, resolved)
         notes += _preprocessing_notes(recipe, context.preprocessing)
     plan = Plan(recipe, facts, context.timeline, tuple(notes))
     if probe:
@@ -375,7 +381,7 @@ def _source_problems(trick: Trick, context: Context, depth: int) -> Iterator[Pro
 
 def conflicts(bag: Bag) -> tuple[Problem, ...]:
     """Slots filled twice, missing requirements and exclusions among the tricks of a bag."""
-    return tuple(_bag_problems(bag))
+    return (*_bag_problems(bag), *interactions.errors(bag))
 
 
 def _bag_problems(bag: Bag) -> Iterator[Problem]:
@@ -386,10 +392,6 @@ def _bag_problems(bag: Bag) -> Iterator[Problem]:
         for needed in trick.requires:
             if needed not in bag:
                 yield Problem(f"needs {needed}", f"trick {kind}", fix=f"add it: --with {needed}")
-        for other, reason in trick.excludes.items():
-            if other in bag and (other > kind or kind not in bag[other].excludes):
-                fix = f"remove one: --without {kind} or --without {other}"
-                yield Problem(f"{kind} and {other} do not go together: {reason}", f"trick {kind}", fix=fix)
     for slot, kinds in slots.items():
         if len(kinds) > 1:
             fix = "keep one: " + " or ".join(f"--without {kind}" for kind in kinds)

@@ -49,6 +49,8 @@ def _show_card(trick: type[Trick], as_json: bool) -> None:
     if as_json:
         print_json(_card(trick))
         return
+    from trickbag import interactions
+
     card, out = trick.card, console()
     out.print(f"[bold]{card.title}[/bold]  [dim]({trick.kind}, acts at: {trick.stage.name.lower()})[/dim]")
     rows = {
@@ -60,7 +62,10 @@ def _show_card(trick: type[Trick], as_json: bool) -> None:
         "cost": card.cost,
         "computed by": card.library,
         "needs": ", ".join(trick.requires),
-        "not with": "; ".join(f"{kind} ({reason})" for kind, reason in trick.excludes.items()),
+        "beware": "\n  ".join(
+            f"{'error' if row.level == 'error' else 'note'}, {' with '.join(row.kinds)}: {row.reason}"
+            for row in interactions.of(trick.kind)
+        ),
     }
     for label, text in rows.items():
         if text:
@@ -78,12 +83,17 @@ def _show_card(trick: type[Trick], as_json: bool) -> None:
 def _card(trick: type[Trick]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from trickbag import interactions
+
     return {
         "kind": trick.kind,
         "stage": trick.stage.name.lower(),
         "slot": trick.slot,
         "requires": list(trick.requires),
-        "excludes": dict(trick.excludes),
+        "interactions": [
+            {"kinds": list(row.kinds), "level": row.level, "reason": row.reason}
+            for row in interactions.of(trick.kind)
+        ],
         "settings": trick.model_json_schema()["properties"] if trick.model_fields else {},
         **asdict(trick.card),
     }

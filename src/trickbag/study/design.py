@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trickbag.errors import Problem, StudyError, nearest
+from trickbag.interactions import clash
 from trickbag.plan import conflicts
 from trickbag.recipe.diff import Change, apply_changes, diff
 from trickbag.recipe.model import Recipe
@@ -105,7 +106,7 @@ def find_factors(
 def _bound(first: Change, second: Change) -> bool:
     mine = [t for t in (first.before, first.after) if isinstance(t, Trick)]
     others = {t.kind for t in (second.before, second.after) if isinstance(t, Trick)}
-    return any(other in (*trick.requires, *trick.excludes) for trick in mine for other in others)
+    return any(other in trick.requires or clash(trick.kind, other) for trick in mine for other in others)
 
 
 def lay_out(

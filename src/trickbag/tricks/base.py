@@ -85,7 +85,6 @@ class Trick(BaseModel):
         null_setting: field values at which training is bit-identical to training without the trick.
         example: field values for tests and documentation at which the trick visibly acts.
         requires: kinds that must be in the bag too.
-        excludes: kind -> reason, for tricks that must not be in the same bag.
         passive: True if the trick leaves the trajectory of the raw weights untouched, so that runs
             with and without it can share one training run.
         same_classes: False if models of :meth:`sources` may be of other classes.
@@ -102,7 +101,6 @@ class Trick(BaseModel):
     null_setting: ClassVar[Mapping[str, Any]]
     example: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[tuple[str, ...]] = ()
-    excludes: ClassVar[Mapping[str, str]] = {}
     passive: ClassVar[bool] = False
     alone: ClassVar[bool] = True
     same_classes: ClassVar[bool] = True
