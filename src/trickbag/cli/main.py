@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trickbag.cli import catalogue, prepare, quickstart, study, train
+from trickbag.cli import catalogue, prepare, quickstart, show, study, train
 
 FILES = 9
 INTERRUPTED = 130
@@ -26,6 +26,7 @@ app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("predict")(train.predict)
+app.command("show")(show.show)
 app.add_typer(study.app, name="study")
 app.command("tricks")(catalogue.tricks)
 app.command("recipes")(catalogue.recipes)
