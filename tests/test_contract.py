@@ -36,7 +36,15 @@ from trickbag.plan import Plan
 from trickbag.recipe import dump, load
 from trickbag.rng import Stream
 from trickbag.tricks import catalogue
-from trickbag.tricks.stages import Batch, ImageTrick, LossTrick, MixTrick, ModelTrick
+from trickbag.tricks.stages import (
+    Batch,
+    ImageTrick,
+    LossTrick,
+    MixTrick,
+    ModelTrick,
+    SamplerTrick,
+    TargetTrick,
+)
 
 PASSIVE = [kind for kind in KINDS if catalogue()[kind].passive]
 ACTIVE = [kind for kind in KINDS if not catalogue()[kind].passive]
@@ -105,6 +113,9 @@ def test_removing_a_trick_leaves_every_other_draw_alone(kind: str, bench: Bench)
     plans = [bench.plan(r) for r in (bag, less)]
     batches = [TrainBatches(p, bench.data.splits["train"], seed=3) for p in plans]
     gone = {trick.kind for trick in plans[0].train_images} - {trick.kind for trick in plans[1].train_images}
+    if issubclass(catalogue()[kind], SamplerTrick | TargetTrick):
+        # Other images in an epoch: what depends on them may differ.
+        return
     for step in (0, 2):
         assert (batches[0].indices(step) == batches[1].indices(step)).all()
         whole, rest = (b.program(step) for b in batches)
@@ -193,16 +204,16 @@ def test_targets_are_the_share_of_pixels(kind: str) -> None:
 
 @pytest.mark.parametrize("loss_kind", LOSSES)
 @pytest.mark.parametrize("kind", MIXES)
-def test_loss_and_mixing_commute(kind: str, loss_kind: str) -> None:
-    mix, wrap = sample(kind), sample(loss_kind)
+def test_loss_and_mixing_commute(kind: str, loss_kind: str, bench: Bench) -> None:
+    mix, wrap = sample(kind), bench.plan(recipe(sample(loss_kind))).bag[loss_kind]
     assert isinstance(mix, MixTrick)
     assert isinstance(wrap, LossTrick)
     loss = wrap.wrap(soft_cross_entropy)
-    targets = torch.eye(6, dtype=torch.float64)
-    images = torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    targets = torch.eye(4, dtype=torch.float64)
+    images = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     _, mixed = mix.mix(images, targets, mix.draw(images.shape, Stream(0, kind).torch(4)))
-    each = torch.stack([loss(logits, targets[k].expand(6, 6)) for k in range(6)], dim=1)
+    each = torch.stack([loss(logits, targets[k].expand(4, 4)) for k in range(4)], dim=1)
     torch.testing.assert_close(loss(logits, mixed), (each * mixed).sum(1), rtol=1e-6, atol=1e-9)
 
 

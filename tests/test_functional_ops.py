@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from conftest import CLASSES, draw
-from trickbag.functional import geometric, photometric
+from trickbag.functional import filters, geometric, photometric
 
 SIZES = ((3, 3), (1, 5), (2, 4), (7, 3), (32, 32), (33, 17), (57, 224))
 
@@ -97,6 +97,14 @@ def test_adding_a_color(images: Tensor) -> None:
     assert torch.equal(
         photometric.add_color(images, torch.from_numpy(colors)).double(), torch.from_numpy(exact)
     )
+
+
+def test_gamma(images: Tensor) -> None:
+    rng = np.random.default_rng(6)
+    exponents = torch.from_numpy(rng.uniform(0.05, 5, len(images)))
+    exponents[:4] = torch.tensor([1.0, 0.5, 2.0, 3.0])
+    expected = each(images, lambda picture, i: F.adjust_gamma(picture, exponents[i].item()))
+    assert torch.equal(photometric.gamma(images, exponents), expected)
 
 
 def test_hue(images: Tensor) -> None:
@@ -246,6 +254,9 @@ def test_affine_matrix_is_that_of_torchvision() -> None:
 def test_images_do_not_influence_each_other(images: Tensor) -> None:
     f = factors(len(images))
     for act in (photometric.contrast, photometric.sharpness, photometric.saturation):
+        assert torch.equal(act(images, f)[5:9], act(images[5:9], f[5:9]))
+    for act in (photometric.gamma, filters.gaussian_blur, filters.clahe):
+        f = factors(len(images)).abs() + 0.1
         assert torch.equal(act(images, f)[5:9], act(images[5:9], f[5:9]))
     for alone in (photometric.autocontrast, photometric.equalize):
         assert torch.equal(alone(images)[5:9], alone(images[5:9]))

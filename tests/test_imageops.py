@@ -24,6 +24,9 @@ from trickbag.imageops.program import Op, Program, Step
 
 SIZES = ((3, 3), (5, 4), (17, 33), (32, 32), (64, 31))
 THERE = BACKENDS if numba_works() else ("torch",)
+ONES = tuple(op for op in Op if op < Op.SAVE)
+PILLOW = tuple(op for op in ONES if op not in (Op.GAMMA, Op.BLUR, Op.NOISE, Op.CLAHE))
+"""Operations that ``pillow_reference`` knows; the others have their references in test_oracle_corruptions."""
 
 
 @pytest.fixture(params=BACKENDS)
@@ -80,6 +83,19 @@ def arguments(op: Op, rng: np.random.Generator, channels: int, size: tuple[int, 
             return [float(rng.choice([0.0, 1.0, rng.uniform(0, 2), rng.uniform(-1, 4)]))]
         case Op.ERASE:
             return [*rng.integers(-1, 5, 4).clip(0).tolist(), 0, *rng.integers(0, 256, 3).tolist()]
+        case Op.GAMMA:
+            return [float(rng.choice([1.0, rng.uniform(0.05, 5)]))]
+        case Op.BLUR:
+            sigma = rng.uniform(0.01, 4)
+            return [int(rng.choice([0, math.ceil(3 * sigma), 7])), math.exp(-0.5 / sigma**2)]
+        case Op.NOISE:
+            return [float(rng.uniform(0, 60)), *rng.integers(0, 2**31, 2).tolist()]
+        case Op.CLAHE:
+            return [
+                float(rng.choice([0.0, 40.0, rng.uniform(0.5, 5)])),
+                int(rng.choice([1, 2, 3, 8])),
+                int(rng.integers(2)),
+            ]
         case Op.SAVE | Op.ACCUMULATE:
             return [float(rng.uniform(0, 0.6))]
     return []
@@ -90,9 +106,15 @@ def step(op: Op, rng: np.random.Generator, batch: int, channels: int, size: tupl
     return Step.of(op, *np.array(rows, dtype=float).T, batch=batch)
 
 
-def mixed(rng: np.random.Generator, batch: int, channels: int, size: tuple[int, int]) -> Step:
+def mixed(
+    rng: np.random.Generator,
+    batch: int,
+    channels: int,
+    size: tuple[int, int],
+    among: tuple[Op, ...] = ONES,
+) -> Step:
     """An operation of its own for each image."""
-    ops = rng.choice([op for op in Op if op < Op.SAVE], batch)
+    ops = rng.choice(among, batch)
     args = np.zeros((batch, 10))
     for i, op in enumerate(ops):
         row = arguments(Op(op), rng, channels, size)
@@ -101,7 +123,7 @@ def mixed(rng: np.random.Generator, batch: int, channels: int, size: tuple[int, 
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("op", [op for op in Op if op < Op.SAVE], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", PILLOW, ids=lambda op: op.name)
 def test_every_operation_is_that_of_pillow(op: Op, channels: int, backend: str) -> None:
     for size in SIZES:
         rng = np.random.default_rng(op * 100 + sum(size))
@@ -113,7 +135,7 @@ def test_every_operation_is_that_of_pillow(op: Op, channels: int, backend: str) 
         assert torch.equal(got, reference(images, steps)), size
 
 
-@pytest.mark.parametrize("op", [op for op in Op if op < Op.SAVE], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", PILLOW, ids=lambda op: op.name)
 def test_every_operation_at_224_px(op: Op, backend: str) -> None:
     rng = np.random.default_rng(op)
     images = pictures(3, 3, (224, 200), seed=op)
@@ -189,7 +211,7 @@ def test_programs_of_mixed_steps(
 ) -> None:
     rng = np.random.default_rng(seed)
     images = pictures(batch, channels, size, seed)
-    steps = tuple(mixed(rng, batch, channels, size) for _ in range(count))
+    steps = tuple(mixed(rng, batch, channels, size, PILLOW) for _ in range(count))
     expected = reference(images, steps)
     for backend in THERE:
         assert torch.equal(execute(images, Program(steps), levels=True, backend=backend), expected), backend
@@ -209,6 +231,31 @@ def test_a_slice_of_a_batch_gives_the_slice_of_the_result(seed: int, part: tuple
         whole = execute(images, program, backend=backend)
         if share.start < share.stop:
             assert torch.equal(execute(images[share], program.part(share), backend=backend), whole[share])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    channels=st.sampled_from((1, 3)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+@settings(max_examples=25, deadline=None)
+def test_back_ends_agree_on_every_operation(seed: int, channels: int, size: tuple[int, int]) -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(seed)
+    images = pictures(30, channels, (max(size[0], 2), max(size[1], 2)), seed)[..., : size[0], : size[1]]
+    steps = tuple(mixed(rng, 30, channels, size) for _ in range(3))
+    one, other = (execute(images, Program(steps), backend=backend) for backend in BACKENDS)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("op", [op for op in ONES if op not in PILLOW], ids=lambda op: op.name)
+def test_back_ends_agree_on_large_images(op: Op) -> None:
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(op)
+    images = pictures(6, 3, (200, 224), seed=op)
+    program = Program((step(op, rng, 6, 3, (200, 224)),))
+    one, other = (execute(images, program, levels=True, backend=backend) for backend in BACKENDS)
+    assert torch.equal(one, other)
 
 
 def noise(rng: np.random.Generator, batch: int, kind: int) -> Step:
@@ -243,7 +290,7 @@ def test_mixtures(seed: int, channels: int, uniform: bool) -> None:
     steps: list[Step] = []
     for op in (Op.SAVE, None, Op.ACCUMULATE, None, None, Op.ACCUMULATE, Op.TAKE, None):
         steps.append(
-            mixed(rng, batch, channels, size) if op is None else step(op, rng, batch, channels, size)
+            mixed(rng, batch, channels, size, PILLOW) if op is None else step(op, rng, batch, channels, size)
         )
     if not uniform:  # Half of the batch does something else at that time.
         steps = [Step(np.where(np.arange(batch) % 2, s.ops, np.uint8(Op.IDENTITY)), s.args) for s in steps]
@@ -398,3 +445,18 @@ def test_empty_batches(backend: str) -> None:
     images = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
     program = Program((Step.of(Op.FLIP, 1, batch=0), Step.of(Op.INVERT, batch=0)))
     assert execute(images, program, backend=backend).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
+def test_a_change_in_any_file_makes_compiled_code_stale(tmp_path):
+    from trickbag.imageops import compiled, filters, kernels, resizing
+
+    (tmp_path / "a.py").write_text("one")
+    (tmp_path / "b.py").write_text("two")
+    before = kernels.stamp(tmp_path)
+    (tmp_path / "b.py").write_text("owt")
+    assert kernels.stamp(tmp_path) != before
+    for module in (compiled, filters, kernels, resizing):
+        found = [value for value in vars(module).values() if hasattr(value, "py_func")]
+        assert found
+        assert {value._cache._cache_file._source_stamp for value in found} == {kernels.STAMP}

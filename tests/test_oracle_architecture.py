@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import DropPath as TimmDropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import convnext_tiny as torchvision_convnext
 from torchvision.models import resnet18 as torchvision_resnet18
 from torchvision.models import resnet50 as torchvision_resnet50
+from torchvision.models import swin_t as torchvision_swin
 from torchvision.models import vgg11_bn
+from torchvision.ops import StochasticDepth as TorchvisionStochasticDepth
 
 from trickbag.data.base import DataFacts
 from trickbag.errors import PlanError
 from trickbag.functional.initialization import zero_gamma
+from trickbag.functional.regularization import DropPath, depth_rates, stochastic_depth
 from trickbag.functional.surgery import CannotOperate, pool_shortcuts, resnet_variant
 from trickbag.plan import Context
 from trickbag.recipe.model import ModelSpec, Recipe
@@ -23,7 +31,8 @@ from trickbag.rng import Stream
 from trickbag.tasks.classification import build_model
 from trickbag.tasks.nets import NETS
 from trickbag.tricks.architecture import ResNetVariant
-from trickbag.tricks.initialization import HeInit, XavierInit, ZeroGamma
+from trickbag.tricks.initialization import HeInit, TruncNormalInit, XavierInit, ZeroGamma
+from trickbag.tricks.regularization import Dropout, StochasticDepth
 
 STREAM = Stream(0, "init")
 FACTS = DataFacts("x", tuple("abcdefghij"), 3, {"train": 1000}, (32, 32), "f")
@@ -185,6 +194,7 @@ def test_surgery_and_initialization_refuse_pretrained_weights():
         ResNetVariant(variant="d"),
         XavierInit(),
         HeInit(),
+        TruncNormalInit(),
         ZeroGamma(),
     ):
         (problem,) = trick.check(context(trick, pretrained=True))
@@ -265,6 +275,7 @@ def small():
             HeInit(distribution="uniform", mode="fan_out"),
             lambda w, g: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu", generator=g),
         ),
+        (TruncNormalInit(), lambda w, g: nn.init.trunc_normal_(w, 0.0, 0.02, -2.0, 2.0, generator=g)),
     ],
 )
 def test_initial_values_are_torchs_from_a_stream_for_each_layer(trick, draw):
@@ -286,12 +297,14 @@ def test_initial_values_are_torchs_from_a_stream_for_each_layer(trick, draw):
         (HeInit(), 2 / 700),
         (HeInit(mode="fan_out"), 2 / 300),
         (HeInit(distribution="uniform"), 2 / 700),
+        (TruncNormalInit(), 0.02**2),
+        (TruncNormalInit(std=1), 0.7737413),  # 1 - 4 pdf(2) / (cdf(2) - cdf(-2))
     ],
 )
 def test_initial_values_have_the_variance_of_the_formula(trick, variance):
     weight = trick.edit(small(), STREAM)[4].weight.detach()
     assert abs(float(weight.var()) / variance - 1) < 0.02
-    if trick.distribution == "uniform":
+    if getattr(trick, "distribution", None) == "uniform":
         bound = math.sqrt(3 * variance)
         assert bound * 0.999 < float(weight.abs().max()) <= bound
 
@@ -303,7 +316,7 @@ def test_adding_a_layer_changes_no_other_draw():
     longer = nn.Sequential()
     for name, channels in (("first", 3), ("extra", 8), ("last", 8)):
         longer.add_module(name, nn.Conv2d(channels, 8, 3))
-    for trick in (XavierInit(), HeInit()):
+    for trick in (XavierInit(), HeInit(), TruncNormalInit()):
         a, b = trick.edit(plain, STREAM), trick.edit(longer, STREAM)
         assert torch.equal(a.last.weight, b.last.weight)
         assert torch.equal(a.first.weight, b.first.weight)
@@ -311,7 +324,7 @@ def test_adding_a_layer_changes_no_other_draw():
 
 
 def test_switched_off_and_on_the_meta_device():
-    for trick in (XavierInit, HeInit, ZeroGamma):
+    for trick in (XavierInit, HeInit, TruncNormalInit, ZeroGamma):
         model = torchvision_resnet18()
         before = {k: v.clone() for k, v in model.state_dict().items()}
         trick.null().edit(model, STREAM)
@@ -319,3 +332,209 @@ def test_switched_off_and_on_the_meta_device():
         trick.sample().edit(meta("resnet18"), STREAM)
         with pytest.raises(PlanError, match=trick.kind):
             trick.sample().edit(nn.Sequential(nn.ReLU()), STREAM)
+
+
+def test_initial_weights_of_swin_are_distributed_as_timms_are():
+    ours, theirs = timm.create_model("swin_tiny_patch4_window7_224"), meta("swin_tiny_patch4_window7_224")
+    before = copy.deepcopy(ours)
+    TruncNormalInit().edit(ours, STREAM)
+    for name, layer in before.named_modules():
+        if isinstance(layer, nn.Linear) and layer.weight.numel() > 5000:
+            weight = ours.get_submodule(name).weight
+            assert abs(float(weight.detach().std() / layer.weight.detach().std()) - 1) < 0.05, name
+            assert not torch.equal(weight, layer.weight)
+    table = "layers.0.blocks.0.attn.relative_position_bias_table"
+    assert torch.equal(ours.get_parameter(table), before.get_parameter(table))
+    assert shapes(ours) == shapes(theirs)
+
+
+# Stochastic depth and dropout.
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.floats(0, 0.9), st.integers(0, 2**31), st.sampled_from([(), (5,), (2, 3, 4)]))
+def test_drop_path_equals_timms_and_torchvisions(batch, p, seed, rest):
+    x = torch.randn(batch, *rest, dtype=torch.float64).requires_grad_()
+    found = []
+    for module in (DropPath(p), TimmDropPath(p), TorchvisionStochasticDepth(p, "row")):
+        torch.manual_seed(seed)
+        out = module(x)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        found.append((out, gradient))
+        assert torch.equal(module.eval()(x), x)
+    assert all(torch.equal(found[0][0], other[0]) and torch.equal(found[0][1], other[1]) for other in found)
+    kept = (found[0][1].reshape(batch, -1) != 0).all(1)
+    torch.testing.assert_close(found[0][0][kept], x[kept] / (1 - p))  # whole samples, scaled
+    assert not found[0][0][~kept].any()
+
+
+def test_depth_rates_follow_equation_4_and_timms():
+    paper = depth_rates(54, 0.5, "paper")  # ResNet-110 of the paper
+    for number, rate in enumerate(paper, start=1):
+        assert math.isclose(1 - rate, 1 - number / 54 * (1 - 0.5))
+    assert depth_rates(3, 0.2, "uniform") == [0.2, 0.2, 0.2]
+    assert depth_rates(1, 0.2) == [0.2]
+    timms = timm.layers.drop.calculate_drop_path_rates(0.3, 12)
+    assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(depth_rates(12, 0.3), timms, strict=True))
+    with pytest.raises(ValueError, match="linear"):
+        depth_rates(3, 0.1, "cosine")
+    with pytest.raises(ValueError, match="below 1"):
+        DropPath(1.0)
+
+
+def rates_of(model):
+    kinds = (DropPath, TimmDropPath)
+    found = {name: m.drop_prob for name, m in model.named_modules() if isinstance(m, kinds)}
+    return {name: rate for name, rate in found.items() if rate}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        "resnetv2_50",
+        "regnety_002",
+        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "convnext_tiny",
+        "fastvit_t8",
+        "poolformer_s12",
+        "test_vit",
+    ],
+)
+def test_stochastic_depth_is_where_timm_puts_it(name):
+    model, other = StochasticDepth(p=0.3).edit(meta(name), STREAM), meta(name, drop_path_rate=0.3)
+    ours, theirs = rates_of(model), rates_of(other)
+    assert list(ours) == list(theirs)
+    assert len(ours) >= 7
+    assert all(abs(ours[place] - theirs[place]) < 1e-6 for place in theirs)
+    assert shapes(model) == shapes(meta(name))
+    assert rates_of(StochasticDepth(p=0.1, schedule="uniform").edit(other, STREAM)) == dict.fromkeys(
+        stochastic_depth(meta(name), 0.1), 0.1
+    )  # what options have set is replaced
+
+
+def test_stochastic_depth_scales_timms_efficientnets_to_the_last_block():
+    ours = rates_of(StochasticDepth(p=0.3).edit(meta("efficientnet_b0"), STREAM))
+    theirs = rates_of(meta("efficientnet_b0", drop_path_rate=0.3))
+    assert list(ours) == list(theirs)
+    assert all(math.isclose(ours[place] * 15 / 16, theirs[place], rel_tol=1e-6) for place in theirs)
+
+
+@pytest.mark.parametrize(("build", "p"), [(torchvision_convnext, 0.1), (torchvision_swin, 0.2)])
+def test_stochastic_depth_equals_torchvisions(build, p):
+    with torch.device("meta"):
+        model, other = build(), build()
+    places = stochastic_depth(model, p)
+    expected = {n: m.p for n, m in other.named_modules() if isinstance(m, TorchvisionStochasticDepth)}
+    assert set(places) == set(expected)
+    assert all(math.isclose(places[name], expected[name], abs_tol=1e-9) for name in expected)
+
+
+@pytest.mark.parametrize("name", ["resnet26", "vit_tiny_patch16_224"])
+def test_stochastic_depth_computes_what_timms_computes(name):
+    options = {"num_classes": 7, "img_size": 32} if "vit" in name else {"num_classes": 7}
+    other = timm.create_model(name, drop_path_rate=0.5, **options)
+    model = StochasticDepth(p=0.5).edit(timm.create_model(name, **options), STREAM)
+    model.load_state_dict(other.state_dict())
+    images = torch.rand(6, 3, 32, 32)
+    outs = []
+    for one in (model, other):
+        torch.manual_seed(3)
+        outs.append(one(images))
+    torch.testing.assert_close(*outs)
+    assert torch.equal(model.eval()(images), other.eval()(images))
+
+
+@pytest.mark.parametrize("name", [*sorted(NETS), "torchvision"])
+def test_stochastic_depth_drops_the_branches_of_nets_that_do_not_foresee_it(name):
+    model = (
+        torchvision_resnet18() if name == "torchvision" else build_model(ModelSpec(name=name), FACTS, STREAM)
+    )
+    names = list(model.state_dict())
+    places = stochastic_depth(model, 0.5, "uniform")
+    assert list(model.state_dict()) == names
+    blocks = [m for m in model.modules() if hasattr(m, "conv2")]
+    assert len(places) == len(blocks)
+    model = copy.deepcopy(model)
+    block = next(m for m in model.modules() if hasattr(m, "conv2"))
+    x = torch.rand(12, block.conv1.in_channels, 6, 6)
+    drop = block.drop_path
+    for prob in (1 - 1e-9, 0.5, 0.0):
+        drop.drop_prob = prob
+        torch.manual_seed(1)
+        out = block(x)
+        torch.manual_seed(1)
+        keep = torch.empty(12, 1, 1, 1).bernoulli_(1 - prob) / (1 - prob)
+        branch = block.bn1(block.conv1(x)).relu()
+        branch = nn.functional.batch_norm(
+            block.conv2(branch), None, None, block.bn2.weight, block.bn2.bias, True
+        )
+        shortcut = x if block.downsample is None else block.downsample(x)
+        expected = (shortcut + (branch * keep if prob else branch)).relu()
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    drop.drop_prob = 0.5
+    model.eval()
+    assert not drop.training
+    assert torch.equal(block(x), block(x))
+    assert list(stochastic_depth(model, 0.25)) == list(places)  # again: other probabilities, no second layer
+    assert sum(len(m._forward_hooks) for m in model.modules()) == len(blocks)
+
+
+def test_stochastic_depth_refuses_models_without_known_residual_blocks():
+    for name in ("vgg11", "densenet121", "inception_v3"):
+        with pytest.raises(PlanError, match="stochastic_depth"):
+            StochasticDepth().edit(meta(name), STREAM)
+    model = StochasticDepth.null().edit(meta("resnet18", drop_path_rate=0.1), STREAM)
+    assert rates_of(model) == rates_of(meta("resnet18", drop_path_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny", "vgg11"]
+)
+def test_dropout_acts_on_the_inputs_of_any_classifier(name):
+    model = Dropout(p=0.4).edit(meta(name), STREAM)
+    assert shapes(model) == shapes(meta(name))
+    (found,) = [n for n, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p == 0.4]
+    assert found == model.pretrained_cfg["classifier"] + ".dropout"
+    size = 224
+    seen = []
+    model.get_submodule(found).register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, 1000)
+    assert seen[0].shape == (2, model.get_classifier().in_features)
+
+
+def test_dropout_equals_timms_drop_rate():
+    """Where timm has dropout right before the classifier, as in its ResNets."""
+    other = timm.create_model("resnet18", num_classes=7, drop_rate=0.3)
+    model = Dropout(p=0.3).edit(timm.create_model("resnet18", num_classes=7), STREAM)
+    model.load_state_dict(other.state_dict())
+    model = copy.deepcopy(model)
+    images = torch.rand(6, 3, 32, 32)
+    outs = []
+    for one in (model, other):
+        torch.manual_seed(3)
+        outs.append(one(images))
+    assert torch.equal(*outs)
+    assert torch.equal(model.eval()(images), other.eval()(images))
+
+
+def test_dropout_before_two_classifiers_built_in_nets_and_none():
+    model = Dropout().edit(meta("deit_tiny_distilled_patch16_224"), STREAM)
+    assert {n for n, m in model.named_modules() if n.endswith(".dropout")} == {
+        "head.dropout",
+        "head_dist.dropout",
+    }
+    for name in NETS:
+        net = Dropout(p=0.5).edit(build_model(ModelSpec(name=name), FACTS, STREAM, "meta"), STREAM)
+        assert net.fc.dropout.p == 0.5
+        Dropout(p=0.1).edit(net, STREAM)
+        assert net.fc.dropout.p == 0.1
+        assert len(net.fc._forward_pre_hooks) == 1
+    for nothing in (nn.Sequential(nn.ReLU()), nn.Sequential(nn.Conv2d(3, 4, 1)), meta("resnet18").layer1):
+        with pytest.raises(PlanError, match="dropout"):
+            Dropout().edit(nothing, STREAM)
+    assert "dropout" not in dict(Dropout.null().edit(meta("resnet18"), STREAM).fc.named_children())
+    assert list(Dropout().notes(context(Dropout(), options={"drop_rate": 0.1}))) != []
+    assert list(Dropout().notes(context(Dropout()))) == []

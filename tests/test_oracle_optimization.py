@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,19 +13,20 @@ import timm.layers
 import torch
 import torchvision.ops
 from pydantic import ValidationError
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.optim._param_groups import _matches_pattern
 from torch import nn
 from torchvision.models import convnext_tiny
 
 from trickbag.data.base import DataFacts
 from trickbag.functional import muon
-from trickbag.functional.param_groups import decayed_names, is_norm, split_decay
+from trickbag.functional.param_groups import decayed_names, head_names, is_norm, split_decay, stage_layers
 from trickbag.plan import Context, parameter_groups
 from trickbag.recipe.model import Recipe
+from trickbag.tasks import nets
 from trickbag.tricks import precision
 from trickbag.tricks.optimization import DEFAULT, SGD, AdamW, Muon, Nesterov
-from trickbag.tricks.param_groups import NoBiasNormDecay
+from trickbag.tricks.param_groups import BackboneLR, LayerDecay, NoBiasNormDecay
 from trickbag.tricks.precision import MixedPrecision
 
 FACTS = DataFacts("x", ("a", "b"), 3, {"train": 320}, (32, 32), "f")
@@ -440,6 +442,147 @@ def test_sparing_from_no_decay_is_worth_a_note():
     assert list(trick.notes(context(trick))) != []
     assert list(trick.notes(context(trick, SGD()))) != []
     assert list(trick.notes(context(trick, SGD(weight_decay=1e-4)))) == []
+
+
+def scales(model, *tricks):
+    """Name -> (lr_scale, weight_decay) of each parameter."""
+    found = {}
+    for group in parameter_groups(model, tricks):
+        for name, p in zip(group["names"], group["params"], strict=True):
+            assert model.get_parameter(name) is p
+            assert name not in found
+            found[name] = group.get("lr_scale", 1.0), group.get("weight_decay")
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    return found
+
+
+@pytest.mark.parametrize("rate", [0.75, 0.6])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224", "convnext_tiny", "test_vit"]
+)
+def test_layer_decay_gives_each_parameter_timms_scale(name, rate):
+    model = meta(name)
+    listed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = param_groups_layer_decay(model, 0.05, no_weight_decay_list=listed, layer_decay=rate)
+    names = {p: n for n, p in model.named_parameters()}
+    wanted = {names[p]: g["lr_scale"] for g in theirs for p in g["params"]}
+    found = scales(model, LayerDecay(rate=rate))
+    assert {n: scale for n, (scale, _) in found.items()} == pytest.approx(wanted, rel=1e-12)
+    assert len(set(wanted.values())) > 5
+    assert all(found[n][0] == 1 for n in head_names(model))
+    assert list(LayerDecay(rate=rate).check(context())) == []
+
+
+def test_layer_decay_goes_by_stem_stages_and_classifier_in_built_in_nets():
+    for build in nets.NETS.values():
+        with torch.device("meta"):
+            model = build(10)
+        layers = stage_layers(model)
+        count = len(model.stages)
+        assert layers["stem.0.weight"] == 0
+        assert layers["fc.bias"] == count + 1
+        assert {layers[n] for n in layers if n.startswith(f"stages.{count - 1}.")} == {count}
+        found = scales(model, LayerDecay(rate=0.5))
+        assert found["stem.0.weight"][0] == 0.5 ** (count + 1)
+        assert found["fc.weight"][0] == 1
+
+
+def test_layer_decay_says_where_it_cannot_act():
+    linear = context()
+    vars(linear)["model"] = meta("pit_ti_224")  # without a group_matcher
+    (problem,) = LayerDecay().check(linear)
+    assert "does not say" in problem.what
+    vars(linear)["model"] = nn.Linear(3, 2)
+    vars(linear)["model"].group_matcher = lambda coarse: {"head": ".*"}
+    (problem,) = LayerDecay().check(linear)
+    assert "single layer" in problem.what
+    assert list(LayerDecay.null().check(linear)) == []
+
+
+HEADS = {
+    "resnet18": {"fc"},
+    "swin_tiny_patch4_window7_224": {"head.fc"},
+    "convnext_tiny": {"head.fc"},
+    "deit_tiny_distilled_patch16_224": {"head", "head_dist"},
+    "mobilenetv3_small_100": {"classifier"},
+    "resnetv2_50x1_bit": {"head.fc"},  # a convolution
+    "levit_128s": {"head.linear", "head_dist.linear"},
+    "nasnetalarge": {"last_linear"},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_backbone_lr_spares_the_classifier_that_timm_resets(name):
+    model = meta(name)
+    head = head_names(model)
+    assert head == {f"{module}.{part}" for module in HEADS[name] for part in ("weight", "bias")}
+    found = scales(model, BackboneLR(factor=0.1))
+    assert all(scale == (1.0 if n in head else 0.1) for n, (scale, _) in found.items())
+    before = dict(model.named_parameters())
+    with torch.device("meta"):
+        model.reset_classifier(3)
+    changed = {n for n, p in model.named_parameters() if p is not before[n]}
+    assert {n for n, p in model.named_parameters() if p.shape != before[n].shape} <= head <= changed
+
+
+def test_classifiers_are_found_without_timms_listing():
+    model = meta("resnet18")
+    model.pretrained_cfg = {}
+    assert head_names(model) == {"fc.weight", "fc.bias"}  # get_classifier()
+    with torch.device("meta"):
+        assert head_names(convnext_tiny()) == {"classifier.2.weight", "classifier.2.bias"}
+        net = nets.mini_resnet(4)
+        net.fc = nn.Sequential(nn.Dropout(), net.fc)  # as a trick may wrap it
+    assert head_names(net) == {"fc.1.weight", "fc.1.bias"}
+    with pytest.raises(ValueError, match="no convolution or linear layer"):
+        head_names(nn.BatchNorm2d(3))
+
+
+def test_group_tricks_compose_in_any_order_and_with_muon():
+    model = meta("test_vit")
+    tricks = (NoBiasNormDecay(), BackboneLR(factor=0.1), LayerDecay(rate=0.75))
+    alone = [scales(model, trick) for trick in tricks]
+    for order in permutations(tricks):
+        for name, (scale, decay) in scales(model, *order).items():
+            assert scale == pytest.approx(alone[1][name][0] * alone[2][name][0], rel=1e-12)
+            assert decay == alone[0][name][1]
+    for trick in (BackboneLR, LayerDecay):
+        start = parameter_groups(model)
+        assert trick.null().groups(model, start) is start
+    groups = Muon(lr=0.02, other_lr=0.01).groups(model, parameter_groups(model, tricks))
+    together = scales(model, *tricks)
+    for group in groups:
+        for name in group["names"]:
+            own = 1.0 if group["muon"] else 0.5
+            assert group["lr_scale"] == pytest.approx(own * together[name][0])
+
+
+def test_the_engines_rates_follow_the_scales():
+    model = nets.mini_resnet(4)
+    optimizer = SGD(lr=0.1).build(parameter_groups(model, (BackboneLR(factor=0.25),)))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for group in optimizer.param_groups:  # as engine.train sets them
+        group["lr"] = 0.1 * group.get("lr_scale", 1.0)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        moved = (before[name] - p.detach()).double()
+        rate = 0.1 if name.startswith("fc.") else 0.025
+        torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-4, atol=1e-6)
+
+
+def test_slow_layers_from_random_weights_are_worth_a_note():
+    for trick in (BackboneLR(), LayerDecay()):
+        assert list(trick.notes(context(trick))) != []
+        pretrained = context(trick)
+        recipe = pretrained.recipe.replace(model={"name": "resnet18", "pretrained": True})
+        assert list(trick.notes(Context(recipe, FACTS))) == []
+        assert list(trick.null().notes(context(trick))) == []
+    assert list(BackboneLR(factor=2).notes(context())) == []
+    for bad in ((BackboneLR, {"factor": 0}), (LayerDecay, {"rate": 0}), (LayerDecay, {"rate": 1.1})):
+        with pytest.raises(ValidationError):
+            bad[0](**bad[1])
 
 
 def test_precision_speaks_fabrics_words():

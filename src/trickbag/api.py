@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from trickbag.data.base import DataSpec
 from trickbag.errors import Diverged
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from trickbag.study.conduct import Conduct
     from trickbag.study.executor import Event, LocalExecutor
     from trickbag.study.spec import StudySpec
+
+    Runs: TypeAlias = str | Path | Run | Sequence[str | Path | Run]
+    """A run or its directory; several mean their ensemble."""
 
 
 def _recipe(recipe: Recipe | str | Path) -> Recipe:
@@ -140,7 +143,7 @@ def raise_if_diverged(run: Run) -> None:
 
 
 def evaluate(
-    run: str | Path | Run,
+    run: Runs,
     data: DataSpec | str | Path | None = None,
     *,
     split: str = "test",
@@ -150,7 +153,8 @@ def evaluate(
     """Measure a finished run: raw and averaged weights, without and with the recipe's predict tricks.
 
     Args:
-        run: a run or its directory.
+        run: a run or its directory; several mean their ensemble, at the evaluation size and with the predict
+            tricks of the first.
         data: other images than the run was trained on; must have the same classes.
         split: ``"train"``, ``"selection"`` or ``"test"``.
         change: makes predict-only changes to the recipe (TTA, evaluation size).
@@ -162,15 +166,66 @@ def evaluate(
     Raises:
         CheckpointError: no run, no weights, or a change that would have needed training.
         DataError: other classes than the run's.
+        PlanError: runs of other classes.
     """
     from trickbag.engine.device import Device
     from trickbag.engine.evaluate import all_readouts
     from trickbag.engine.evaluate import evaluate as engine
 
-    run, compiled, loaded = _open(run, data, change, device)
+    first, change = _together(run, change)
+    first, compiled, loaded = _open(first, data, change, device)
     readouts = all_readouts(compiled)
-    found = engine(run, compiled, loaded, readouts, split, Device(device).torch_device)
+    found = engine(first, compiled, loaded, readouts, split, Device(device).torch_device)
     return {readout.label: found[readout.digest] for readout in readouts}
+
+
+def chosen_sizes(
+    run: Runs, *, change: Callable[[Recipe], Recipe] | None = None, device: str = "auto"
+) -> dict[str, dict[str, int]]:
+    """The evaluation sizes that read-outs of a run have chosen on the selection split.
+
+    Args:
+        run, change, device: as :func:`evaluate` was given, which makes the choice.
+
+    Returns:
+        ``eval_resize`` and ``eval_size`` by read-out; empty if no trick chooses any.
+    """
+    from trickbag import plan as planning
+    from trickbag.engine.device import Device
+    from trickbag.engine.evaluate import Reader, all_readouts
+    from trickbag.tricks.stages import PredictTrick
+
+    first, change = _together(run, change)
+    first, _, facts = _identity(first)
+    recipe = _changed(first.recipe(), change)
+    if not any(trick.candidates(*recipe.evaluation) for trick in recipe.tricks.of(PredictTrick)):
+        return {}
+    compiled = planning.compile(recipe, facts, Device(device).type)
+    return Reader(first, compiled).choices(all_readouts(compiled))
+
+
+def _together(
+    runs: Runs, change: Callable[[Recipe], Recipe] | None
+) -> tuple[str | Path | Run, Callable[[Recipe], Recipe] | None]:
+    """The first run, and a change that makes the others members of its ensemble."""
+    from trickbag.engine.run import Run
+    from trickbag.errors import UsageError
+    from trickbag.tricks.ensembling import Ensemble
+    from trickbag.tricks.sources import Source
+
+    if isinstance(runs, str | Path | Run):
+        return runs, change
+    if not runs:
+        raise UsageError("no run is named", expected="at least one")
+    first, *rest = runs
+    members = tuple(Source(run=str(_identity(other)[0].path.absolute())) for other in rest)
+
+    def joined(recipe: Recipe) -> Recipe:
+        recipe = recipe if change is None else change(recipe)
+        own = next(iter(recipe.tricks.of(Ensemble)), Ensemble())
+        return recipe.with_tricks(own.model_copy(update={"members": (*own.members, *members)}))
+
+    return first, joined if members else change
 
 
 def _open(
@@ -250,7 +305,7 @@ class Prediction:
 
 
 def predict(
-    run: str | Path | Run,
+    run: Runs,
     images: Iterable[str | Path],
     *,
     top: int = 1,
@@ -260,7 +315,7 @@ def predict(
     """Classify image files with a finished run, as its recipe prescribes (averaged weights, TTA).
 
     Args:
-        run: a run or its directory.
+        run: a run or its directory; several mean their ensemble, as in :func:`evaluate`.
         images: image files, and folders that are searched for images.
         top: how many classes to name.
         change: predict-only changes to the recipe.
@@ -268,21 +323,26 @@ def predict(
 
     Returns:
         Predictions in order, and the names of files that could not be read.
+
+    Raises:
+        CheckpointError: as :func:`evaluate`; or an evaluation size is to be chosen that :func:`evaluate` has
+            not chosen yet.
     """
     from trickbag import plan as planning
     from trickbag.data.loose import read_files
     from trickbag.data.recoding import Recoding
     from trickbag.engine.device import Device
-    from trickbag.engine.evaluate import load_weights, main_readout, probabilities
+    from trickbag.engine.evaluate import Reader, main_readout
 
-    run, spec, facts = _identity(run)
-    compiled = planning.compile(_changed(run.recipe(), change), facts, Device(device).type)
+    first, change = _together(run, change)
+    first, spec, facts = _identity(first)
+    compiled = planning.compile(_changed(first.recipe(), change), facts, Device(device).type)
     mode: Literal["gray", "rgb"] = "gray" if facts.channels == 1 else "rgb"
     split, bad = read_files([Path(image) for image in images], mode, Recoding(spec.short_side))
     if not len(split):
         return [], bad
-    weights = load_weights(run, compiled, Device(device).torch_device)
-    found = probabilities(weights, main_readout(compiled), compiled, split)
+    reader = Reader(first, compiled, device=Device(device).torch_device)
+    found = reader.probabilities(main_readout(compiled), split)
     values, indices = found.topk(min(top, facts.num_classes), dim=1)
     return [
         Prediction(name, tuple(facts.classes[i] for i in row), tuple(p))

@@ -59,7 +59,13 @@ def _mixes(bag: Any, context: Context) -> bool:
 
 
 def _two_mixes(bag: Any, context: Context) -> bool:
-    return bag["mixup"].p == bag["cutmix"].p == 1 and "mix_switch" not in bag
+    switched = "mix_switch" in bag and bag["mix_switch"].per != "off"
+    return not switched and all(mix.p == 1 for mix in bag.of(MixTrick) if mix.kind != "mosaic")
+
+
+def _neighbors(bag: Any, context: Context) -> bool:
+    rolled = any(getattr(mix, "partner", None) == "roll" for mix in bag.of(MixTrick))
+    return bool(rolled and bag["repeated_augmentation"].repeats > 1)
 
 
 def _without_bn_update(bag: Any, context: Context) -> bool:
@@ -81,10 +87,6 @@ def _slow_average(bag: Any, context: Context) -> bool:
 def _fine_tuned_rate(bag: Any, context: Context) -> bool:
     optimizers = {"adam", "adamw", "lamb", "lion"}
     return any(kind in optimizers for kind in bag)
-
-
-def _repeats(bag: Any, context: Context) -> bool:
-    return bool(bag["repeated_augmentation"].repeats > 1)
 
 
 def _sigmoid(bag: Any, context: Context) -> bool:
@@ -171,20 +173,23 @@ INTERACTIONS: tuple[Interaction, ...] = (
     ),
     Interaction(
         ("repeated_augmentation",),
-        "an epoch shows only one in so many images, each several times",
-        fix="compare at equal epochs, and train longer if that is what counts",
-        when=_repeats,
+        "neighbors in a batch are repeats of one image: with partner = roll most are mixed with themselves",
+        fix="partner: reverse",
+        when=_neighbors,
     ),
     Interaction(
         ("repeated_augmentation", "alternating_flip"),
         "flips alternate between epochs: all repeats of an image in one epoch are flipped alike",
         fix="random_flip",
     ),
-    Interaction(
-        ("mixup", "cutmix"),
-        "both act on every batch, one after the other",
-        fix="--with mix_switch, so that one of them acts at a time",
-        when=_two_mixes,
+    *(
+        Interaction(
+            pair,
+            "both act, one after the other",
+            fix="--with mix_switch, so that one of them acts at a time",
+            when=_two_mixes,
+        )
+        for pair in (("mixup", "cutmix"), ("mosaic", "mixup"), ("mosaic", "cutmix"))
     ),
     Interaction(
         ("ohem",),
@@ -204,6 +209,12 @@ INTERACTIONS: tuple[Interaction, ...] = (
         "the threshold makes targets hard again, so that smoothing does nothing",
         fix="--without label_smoothing",
         when=_threshold,
+    ),
+    Interaction(
+        ("random_flip", "vertical_flip"),
+        "both flip top and bottom, so that their chances combine",
+        fix="--set random_flip.vertical=0",
+        when=lambda bag, context: bag["random_flip"].vertical > 0,
     ),
     Interaction(("cutout", "random_erasing"), "both erase parts of the same images"),
     Interaction(

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trickbag.cli.common import JsonOption, console, print_json
+from trickbag.cli.common import (
+    DeviceOption,
+    JsonOption,
+    SetOption,
+    console,
+    print_json,
+    read_data,
+    read_recipe,
+)
 from trickbag.errors import UsageError
 
 if TYPE_CHECKING:
+    from trickbag.recipe import Recipe
     from trickbag.tricks import Trick
 
 
@@ -101,18 +112,32 @@ def _card(trick: type[Trick]) -> dict[str, Any]:
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A published recipe, or a YAML file.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--for", metavar="DATA", help="Show what it becomes on other data.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Length of that run; else chosen by rule.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the YAML here.")] = None,
+    device: DeviceOption = "auto",
+    set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the recipes, or show one as YAML."""
-    from trickbag.recipe import dump, load, published
+    """List the recipes, or show one as YAML: as it is, or made for other data by stated rules."""
+    if name is None:
+        for flag, given in (("--for", data), ("--epochs", epochs), ("--out", out), ("--set", set_)):
+            if given is not None and given != []:
+                raise UsageError("needs a recipe", where=flag, fix="`trickbag recipes` lists them all")
+        _list_recipes(as_json)
+    elif data is not None:
+        _show_fitted(read_recipe(name, set_, None, None), data, epochs, out, device, set_, as_json)
+    elif epochs is not None:
+        raise UsageError("needs data to be fitted to", where="--epochs", fix="add --for DATA")
+    else:
+        _show_recipe(read_recipe(name, set_, None, None), out, as_json)
 
-    if name is not None:
-        recipe = load(name)
-        if as_json:
-            print_json({"digest": recipe.digest, "about": recipe.about.model_dump(), **recipe.data()})
-        else:
-            print(f"# digest {recipe.digest}\n{dump(recipe)}", end="")
-        return
+
+def _list_recipes(as_json: bool) -> None:
+    from trickbag.recipe import load, published
+
     found = {each: load(each) for each in published()}
     if as_json:
         print_json({each: {"digest": r.digest, "title": r.about.title} for each, r in found.items()})
@@ -131,6 +156,70 @@ def recipes(
         size, count = str(recipe.image_size), str(len(recipe.tricks))
         table.add_row(each, recipe.about.title, recipe.model.name, f"{recipe.epochs:g}", size, count)
     console().print(table)
+
+
+def _show_recipe(recipe: Recipe, out: Path | None, as_json: bool) -> None:
+    from trickbag.recipe import dump
+    from trickbag.recipe.diff import describe
+
+    if as_json:
+        text = json.dumps(
+            {"digest": recipe.digest, "about": recipe.about.model_dump(), **recipe.data()}, indent=2
+        )
+        _write(text + "\n", out)
+        return
+    tricks = sorted(recipe.tricks.values(), key=lambda trick: trick.order)
+    lines = [f"digest {recipe.digest}", f"{len(tricks)} tricks, in the order in which they act:"]
+    lines += [f"  {trick.stage.name.lower()}: {describe(trick)}" for trick in tricks]
+    _write("".join(f"# {line}\n" for line in lines) + dump(recipe), out)
+
+
+def _show_fitted(
+    recipe: Recipe,
+    data: str,
+    epochs: float | None,
+    out: Path | None,
+    device: str,
+    set_: list[str] | None,
+    as_json: bool,
+) -> None:
+    from trickbag.data import facts
+    from trickbag.engine.device import Device
+    from trickbag.recipe.fitting import fit
+
+    if epochs is not None and not 0 < epochs <= 1e6:
+        raise UsageError(f"{epochs:g} epochs", where="--epochs", expected="a number above 0, of 1e6 at most")
+    fitted = fit(recipe, facts(read_data(data, set_)), epochs, device_type=Device(device).type)
+    if as_json:
+        value = {
+            "digest": fitted.recipe.digest,
+            "about": fitted.recipe.about.model_dump(),
+            **fitted.recipe.data(),
+            "adjustments": [
+                {
+                    "key": a.key,
+                    "before": _plain(a.before),
+                    "after": _plain(a.after),
+                    "rule": a.rule,
+                    "reason": a.reason,
+                }
+                for a in fitted.adjustments
+            ],
+            "notes": fitted.notes,
+        }
+        _write(json.dumps(value, indent=2, default=str) + "\n", out)
+        return
+    _write(fitted.yaml(), out)
+    if out is not None:
+        for line in (*map(str, fitted.adjustments), *(f"note: {note}" for note in fitted.notes)):
+            print(line)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
 
 
 def diff(

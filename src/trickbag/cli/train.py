@@ -97,6 +97,7 @@ def train(
     _show_metrics(
         out, {f"{split}, {name}": m for split, by in result["metrics"].items() for name, m in by.items()}
     )
+    _show_sizes(out, result.get("chosen", {}))
     cost = result["cost"]
     early = ", stopped early" if result["stopped_early"] else ""
     out.print(
@@ -171,6 +172,13 @@ def _show_metrics(out: Console, rows: dict[str, dict[str, float]]) -> None:
     out.print(table)
 
 
+def _show_sizes(out: Console, sizes: dict[str, dict[str, int]]) -> None:
+    for name, size in sizes.items():
+        resize, crop = size["eval_resize"], size["eval_size"]
+        chosen = f"short side to {resize} px, crop of {crop} px, chosen on the selection split"
+        out.print(f"{name}: {chosen}", soft_wrap=True)
+
+
 def _change(
     set_: list[str] | None, with_: list[str] | None, without: list[str] | None, run: Path
 ) -> Callable[[Recipe], Recipe] | None:
@@ -179,11 +187,25 @@ def _change(
     return lambda _: read_recipe(str(run / "recipe.yaml"), set_, with_, without)
 
 
+def _is_run(path: str) -> bool:
+    return (Path(path) / "run.json").is_file()
+
+
+def _leading_runs(first: Path, others: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Runs that are named one after the other, and what comes after them."""
+    count = next((k for k, path in enumerate(others) if not _is_run(path)), len(others))
+    return [first, *map(Path, others[:count])], list(others[count:])
+
+
 @keeping_options
 def evaluate(
     run: RunArgument,
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Other images than the run's own.")
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN...] [DATA]",
+            help="More runs, to measure their ensemble; other images than their own.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, selection or test.")] = "test",
     set_: SetOption = None,
@@ -192,27 +214,39 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run, on its own data or others. Try --with tta_flip, --set eval_size=..."""
+    """Measure a finished run, or the ensemble of several. Try --with tta_flip, --set eval_size=..."""
     from trickbag import api
     from trickbag.data.base import SPLITS
     from trickbag.errors import UsageError
 
     if split not in SPLITS:
         raise UsageError(f"there is no split {split!r}", where="--split", expected=", ".join(SPLITS))
-    if data is None:
+    runs, rest = _leading_runs(run, others or [])
+    if len(rest) > 1:
+        what = f"{rest[0]} is not a run directory"
+        raise UsageError(what, expected="runs, then at most one DATA", fix="check the path")
+    if not rest:
         _refuse_data_settings(set_, fix="name the data: trickbag evaluate RUN DATA --set data....")
-    spec = None if data is None else read_data(data, set_)
-    found = api.evaluate(run, spec, split=split, change=_change(set_, with_, without, run), device=device)
+    spec = read_data(rest[0], set_) if rest else None
+    change = _change(set_, with_, without, run)
+    found = api.evaluate(runs, spec, split=split, change=change, device=device)
+    sizes = api.chosen_sizes(runs, change=change, device=device)
     if as_json:
-        print_json(found)
-    else:
-        _show_metrics(console(), {f"{split}, {name}": metrics for name, metrics in found.items()})
+        print_json({name: metrics | sizes.get(name, {}) for name, metrics in found.items()})
+        return
+    out = console()
+    _show_metrics(out, {f"{split}, {name}": metrics for name, metrics in found.items()})
+    _show_sizes(out, sizes)
 
 
 def predict(
     run: RunArgument,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    others: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN...] IMAGE...",
+            help="More runs, to predict with their ensemble; image files, or folders of them.",
+        ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 1,
     out: Annotated[Path | None, typer.Option(help="CSV file to write; standard output if not given.")] = None,
@@ -222,10 +256,14 @@ def predict(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images with a finished run."""
+    """Classify images with a finished run, or the ensemble of several."""
     from trickbag import api
     from trickbag.errors import DataError, UsageError
 
+    runs, names = _leading_runs(run, others)
+    images = [Path(name) for name in names]
+    if not images:
+        raise UsageError("no image is named", expected="image files, or folders of them")
     for image in images:
         if not image.exists():
             raise UsageError(f"there is no file {image}")
@@ -234,7 +272,7 @@ def predict(
         raise UsageError(f"{out} {what}", where="--out", expected="a CSV file to write")
     _refuse_data_settings(set_)
     change = _change(set_, with_, without, run)
-    predictions, bad = api.predict(run, images, top=top, change=change, device=device)
+    predictions, bad = api.predict(runs, images, top=top, change=change, device=device)
     if as_json:
         print_json({"predictions": [vars(p) for p in predictions], "unreadable": bad})
     if predictions and out is not None:

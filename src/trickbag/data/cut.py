@@ -16,6 +16,8 @@ from trickbag.rng import Stream
 
 CUTTER = "1"
 """Changes whenever the same seed cuts differently; part of every fingerprint."""
+UNLABELED = "unlabeled"
+"""Split of the images that ``train_size`` leaves out: their labels are unknown to everyone."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,11 @@ def assign(
 def split_sizes(counts: Sequence[int], shares: Shares, spec: DataSpec) -> dict[str, int]:
     """Sizes of the splits cut from a pool with ``counts`` images a class, without groups."""
     take = _quotas(np.asarray(counts), shares)
-    train = int(sum(counts) - take.sum())
+    train = available = int(sum(counts) - take.sum())
     if spec.train_size is not None:
         train = _train_size(spec, train, len(counts))
-    return {"train": train, "selection": int(take[0].sum()), "test": int(take[1].sum())}
+    sizes = {"train": train, "selection": int(take[0].sum()), "test": int(take[1].sum())}
+    return sizes | ({UNLABELED: available - train} if train < available else {})
 
 
 def train_counts(counts: Sequence[int], shares: Shares, spec: DataSpec) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trickbag.data.base import SPLITS, DataFacts, DataSet, DataSpec
 from trickbag.data.cache import cache_folder, load_json, save_json
-from trickbag.data.cut import Shares, assign, fingerprint_of
+from trickbag.data.cut import UNLABELED, Shares, assign, fingerprint_of
 from trickbag.data.decode import Unreadable, header_size, quiet
 from trickbag.data.filling import hold
 from trickbag.data.grouping import groups_of
@@ -46,24 +46,27 @@ def load_listed(
         DataError: too many images are unreadable, or a copy cannot be written.
     """
     images = hold(listing, mode, spec, budget_of(spec), progress)
-    bad = np.flatnonzero(images.sizes[:, 0] == 0)
-    names = tuple(listing.names[i] for i in bad)
-    _check_bad(names, listing, spec)
-    place[bad] = -1
+    readable = images.sizes[:, 0] > 0
+    bad = tuple(listing.names[i] for i in np.flatnonzero(~readable))
+    _check_bad(bad, listing, spec)
+    known = _remembered(facts.fingerprint, place)
     splits: dict[str, ImageSplit] = {}
-    for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(place == number)
-        if not len(rows):
+    for number, split in (*enumerate(SPLITS), (-1, UNLABELED)):
+        rows = np.flatnonzero(readable & (place == number))
+        labels = listing.labels[rows]
+        if split == UNLABELED:
+            if not len(rows):
+                continue
+            labels = np.full_like(labels, -1)
+        elif not len(rows):
             raise DataError(f"every image of the {split} split is unreadable", fix="replace the files")
-        splits[split] = ImageSplit(
-            images, rows, listing.labels[rows], tuple(listing.names[i] for i in rows), images.sizes[rows]
-        )
-    known = _remembered(facts.fingerprint)
-    if known is None or not known.mean or not known.counts or known.bad != names:
+        names = tuple(listing.names[i] for i in rows)
+        splits[split] = ImageSplit(images, rows, labels, names, images.sizes[rows])
+    if known is None or not known.mean or not known.counts or known.bad != bad:
         mean, std = statistics(images, splits["train"].rows)
         sizes = {name: len(split) for name, split in splits.items()}
         counts = tuple(np.bincount(splits["train"].labels, minlength=facts.num_classes).tolist())
-        known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, counts=counts, bad=names)
+        known = dataclasses.replace(facts, sizes=sizes, mean=mean, std=std, counts=counts, bad=bad)
         if spec.cache:
             save_json(_memory(facts.fingerprint), dataclasses.asdict(known))
     facts = dataclasses.replace(known, name=facts.name, sizes=MappingProxyType(dict(known.sizes)))
@@ -96,7 +99,7 @@ def describe_set(data: DataSet) -> str:
     }[getattr(data.splits["train"], "held", "resident")]
     if spec.short_side is not None:
         held = f"short side at most {spec.short_side}, {held}"
-    sizes = ", ".join(f"{name} {facts.sizes[name]:,}" for name in SPLITS)
+    sizes = ", ".join(f"{name} {facts.sizes[name]:,}" for name in (*SPLITS, UNLABELED) if name in facts.sizes)
     height, width = facts.image_size
     text = f"{facts.name}: {facts.num_classes} classes, about {height} x {width} pixels; {sizes}; {held}"
     return text + (f"; {len(facts.bad)} unreadable images left out" if facts.bad else "")
@@ -143,19 +146,25 @@ def list_and_cut(spec: DataSpec, progress: Progress | None) -> tuple[Listing, Mo
     place = assign(listing.labels, listing.classes, listing.given, groups, spec)
     content = Recoding.of(spec).mark(listing.content)
     fingerprint = fingerprint_of(content, shares, spec, mode, groups)
-    known = _remembered(fingerprint)
+    known = _remembered(fingerprint, place)
     if known is not None:
         return listing, mode, place, dataclasses.replace(known, name=listing.name)
     facts = DataFacts(
         name=listing.name,
         classes=listing.classes,
         channels=1 if mode == "gray" else 3,
-        sizes={split: int((place == number).sum()) for number, split in enumerate(SPLITS)},
+        sizes=_sizes(place),
         image_size=_typical_size(listing, spec),
         fingerprint=fingerprint,
         counts=tuple(np.bincount(listing.labels[place == 0], minlength=len(listing.classes)).tolist()),
     )
     return listing, mode, place, facts
+
+
+def _sizes(place: np.ndarray) -> dict[str, int]:
+    sizes = {split: int((place == number).sum()) for number, split in enumerate(SPLITS)}
+    left_out = int((place == -1).sum())
+    return sizes | ({UNLABELED: left_out} if left_out else {})
 
 
 def _list(spec: DataSpec, progress: Progress | None) -> Listing:
@@ -217,11 +226,14 @@ def _memory(fingerprint: str) -> Path:
     return cache_folder() / "facts" / f"{fingerprint}.json"
 
 
-def _remembered(fingerprint: str) -> DataFacts | None:
+def _remembered(fingerprint: str, place: np.ndarray) -> DataFacts | None:
     known: Any = load_json(_memory(fingerprint))
     if not isinstance(known, Mapping):
         return None
     try:
-        return DataFacts.of(known) if known["fingerprint"] == fingerprint else None
-    except (TypeError, KeyError):
+        facts = DataFacts.of(known)
+    except TypeError:
         return None
+    # What was written before there was a split of unlabeled images does not count it.
+    counted = UNLABELED in facts.sizes or UNLABELED not in _sizes(place)
+    return facts if facts.fingerprint == fingerprint and counted else None

@@ -89,7 +89,8 @@ class TrainBatches:
             mixes = control.active(mixes, step, self.plan.timeline)
         for control in self.plan.mix_controls if len(mixes) > 1 else ():
             batch = self.plan.timeline.batch_size
-            choice = control.choose(mixes, batch, self.stream.child(control.kind).torch(step))
+            found = control.choose(mixes, batch, self.stream.child(control.kind).torch(step))
+            choice = choice if found is None else found
         shape = torch.Size((self.plan.timeline.batch_size, *images.shape[1:]))
         given = images, targets
         for number, mix in enumerate(mixes):

@@ -2,164 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trickbag import tasks
-from trickbag.data.base import DataSet, Split
-from trickbag.engine import checkpoint
-from trickbag.engine.batches import eval_batches
+from trickbag.data.base import DataFacts, DataSet, Split
+from trickbag.engine import upstream
 from trickbag.engine.files import read_json, write_json
+from trickbag.engine.readout import (
+    RAW,
+    ReadOut,
+    Weights,
+    all_readouts,
+    load_weights,
+    main_readout,
+    measure,
+    probabilities,
+)
 from trickbag.engine.run import Run
 from trickbag.errors import CheckpointError
 from trickbag.plan import Plan
-from trickbag.rng import Stream
-from trickbag.tricks.stages import PredictTrick
+from trickbag.tricks.base import Bag
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from trickbag.tricks.stages import Predictor
+    from trickbag.tricks.sources import Source
+    from trickbag.tricks.stages import PredictTrick, Upstreams
 
-RAW = "raw"
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """One way to read predictions off a trained run.
-
-    Attributes:
-        weights: ``"raw"``, or the kind of a weights trick.
-        tricks: what changes predictions.
-        resize, crop: evaluation size in pixels, see ``Recipe``.
-    """
-
-    weights: str
-    tricks: tuple[PredictTrick, ...]
-    resize: int
-    crop: int
-
-    @property
-    def view(self) -> tuple[int, int]:
-        """(resize, crop) of the images that the outermost predictor is given."""
-        view = self.resize, self.crop
-        for trick in self.tricks:
-            view = trick.view(*view)
-        return view
-
-    @property
-    def label(self) -> str:
-        """``raw``, ``ema``, ``ema+tta_flip``, ..."""
-        return "+".join((self.weights, *(trick.kind for trick in self.tricks)))
-
-    @property
-    def digest(self) -> str:
-        """Hash of everything that the numbers depend on besides the run."""
-        parts = [self.weights, {t.kind: t.settings() for t in self.tricks}, self.resize, self.crop]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def main_readout(plan: Plan) -> ReadOut:
-    """The read-out that a recipe prescribes: its last average, all its predict tricks."""
-    weights = plan.weights[-1].kind if plan.weights else RAW
-    return ReadOut(weights, plan.predict, *plan.recipe.evaluation)
-
-
-def all_readouts(plan: Plan) -> tuple[ReadOut, ...]:
-    """Raw and every average, plain and with the predict tricks; the main one last."""
-    tricks = [(), plan.predict] if plan.predict else [()]
-    weights = [RAW, *(trick.kind for trick in plan.weights)]
-    return tuple(ReadOut(w, t, *plan.recipe.evaluation) for t in tricks for w in weights)
-
-
-class Weights:
-    """A model with several sets of weights, used without copying them into the model."""
-
-    def __init__(self, model: nn.Module, averages: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self.model, self.averages = model, averages
-
-    def predictor(self, readout: ReadOut) -> Predictor:
-        """Normalized images -> float32 probabilities."""
-        average = None if readout.weights == RAW else dict(self.averages[readout.weights])
-
-        def plain(images: Tensor) -> Tensor:
-            logits: Tensor
-            if average is None:
-                logits = self.model(images)
-            else:
-                logits = torch.func.functional_call(self.model, average, (images,))
-            return logits.softmax(dim=1)
-
-        predict: Predictor = plain
-        for trick in readout.tricks:
-            predict = trick.wrap(predict)
-        return predict
-
-
-@torch.no_grad()
-def probabilities(
-    weights: Weights,
-    readout: ReadOut,
-    plan: Plan,
-    split: Split,
-    positions: Sequence[int] | None = None,
-    batch_size: int | None = None,
-) -> Tensor:
-    """Predicted probabilities ``(n, classes)``, float32, on the CPU."""
-    positions = range(len(split)) if positions is None else positions
-    size = batch_size or max(plan.recipe.batch_size, 64)
-    device = next(weights.model.parameters()).device
-    batches = eval_batches(plan, split, readout.view, size, positions, device)
-    predict = weights.predictor(readout)
-    modes = [(module, module.training) for module in weights.model.modules()]
-    weights.model.eval()
-    try:
-        parts = [predict(images).cpu() for images in batches]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return torch.cat(parts)
-
-
-def measure(weights: Weights, readout: ReadOut, plan: Plan, split: Split) -> dict[str, float]:
-    """The task's metrics of one read-out on one split."""
-    found = probabilities(weights, readout, plan, split)
-    return tasks.of(plan.recipe.task).metrics(found, torch.from_numpy(split.labels))
-
-
-def load_weights(run: Run, plan: Plan, device: str | torch.device = "cpu") -> Weights:
-    """The trained model of a run and its averages.
-
-    Raises:
-        CheckpointError: no checkpoint, or one that does not fit the recipe.
-    """
-    folder = run.newest_checkpoint()
-    # The checkpoint holds every weight: where training started from may be gone by now.
-    bare = plan.recipe.model.model_copy(update={"pretrained": False, "weights": None})
-    model = replace(plan, recipe=plan.recipe.replace(model=bare)).build_model(Stream(run.about()["seed"]))
-    try:
-        model.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise CheckpointError(f"weights do not fit the recipe: {error}", where=str(folder)) from None
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averages = {}
-    for path in sorted(folder.glob("average-*.safetensors")):
-        kind = path.stem.removeprefix("average-")
-        averages[kind] = {
-            name: _as_in_training(t, device) for name, t in checkpoint.load_tensors(path).items()
-        }
-    return Weights(model, averages)
-
-
-def _as_in_training(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """On the device, and in the memory format that training uses: another one rounds differently."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-    return tensor.to(device, memory_format=layout)
+__all__ = [
+    "RAW",
+    "ReadOut",
+    "Reader",
+    "Weights",
+    "all_readouts",
+    "evaluate",
+    "load_weights",
+    "main_readout",
+    "measure",
+    "probabilities",
+]
 
 
 def evaluate(
@@ -173,28 +60,202 @@ def evaluate(
     """Metrics of a finished run by read-out digest; cached in the run's directory.
 
     Raises:
-        CheckpointError: the run has not finished, or lacks the weights that a read-out wants.
+        CheckpointError: the run has not finished, or lacks the weights or the other models that a read-out
+            wants.
     """
-    if (run.result() or {}).get("status") != "finished":
-        raise CheckpointError(f"run {run.id} has not finished", fix="train it to its end first")
-    folder = run.path / "evaluations"
-    files = {r.digest: folder / f"{split}-{data.facts.fingerprint[:12]}-{r.digest}.json" for r in readouts}
-    found: dict[str, dict[str, float]] = {}
-    weights: Weights | None = None
-    for readout in readouts:
-        path = files[readout.digest]
-        try:
-            found[readout.digest] = read_json(path)["metrics"]
-            continue
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        weights = weights or load_weights(run, plan, device)
-        if readout.weights not in (RAW, *weights.averages):
+    reader = Reader(run, plan, data, device)
+    return {readout.digest: reader.metrics(readout, split) for readout in readouts}
+
+
+class Reader:
+    """Reads predictions off a finished run. Weights, and other models, are loaded when they are needed.
+
+    Args:
+        run: what was trained.
+        plan: how images reach the model.
+        data: images to measure; None to classify others only.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: the run has not finished.
+    """
+
+    def __init__(
+        self, run: Run, plan: Plan, data: DataSet | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        if (run.result() or {}).get("status") != "finished":
+            raise CheckpointError(f"run {run.id} has not finished", fix="train it to its end first")
+        self.run, self.plan, self.data, self.device = run, plan, data, torch.device(device)
+        self._about = run.about()
+        self._members: dict[Source, upstream.Knowledge] = {}
+
+    def metrics(self, readout: ReadOut, split: str) -> dict[str, float]:
+        """The task's metrics of a read-out on a split; where it chooses a size, those of the chosen one.
+
+        Raises:
+            CheckpointError: weights or other models are missing, or no size can be chosen.
+        """
+        assert self.data is not None
+        readout = self.settled(readout)
+        path = self._file(readout, split, self.data.facts)
+        known: dict[str, float] | None = _read(path, "metrics")
+        if known is None:
+            row: dict[str, Any] = {"readout": readout.label, "split": split}
+            if readout.candidates:
+                chosen = self._chosen(readout)
+                known = self.metrics(chosen, split)
+                row |= {"chosen": _size(chosen), "metrics": known}
+            else:
+                known = measure(self._weights(readout), readout, self.plan, self.data.splits[split])
+                row |= {"metrics": known}
+            _write(path, row)
+        return known
+
+    def known(self, readout: ReadOut, split: str, facts: DataFacts) -> dict[str, float] | None:
+        """The metrics of a read-out on a split of some data, if they have been measured."""
+        found: dict[str, float] | None = _read(self._file(self.settled(readout), split, facts), "metrics")
+        return found
+
+    def probabilities(self, readout: ReadOut, split: Split) -> Tensor:
+        """Predicted probabilities ``(n, classes)``, float32, on the CPU, of any images.
+
+        Raises:
+            CheckpointError: as :meth:`metrics`.
+        """
+        readout = self.settled(readout)
+        chosen = self._chosen(readout) if readout.candidates else readout
+        return probabilities(self._weights(chosen), chosen, self.plan, split)
+
+    def choices(self, readouts: Sequence[ReadOut]) -> dict[str, dict[str, int]]:
+        """The evaluation size that has been chosen for each read-out that chooses one, by label."""
+        choosers = (readout for readout in readouts if readout.candidates)
+        found = {r.label: _read(self._choice(self.settled(r)), "chosen") for r in choosers}
+        return {label: size for label, size in found.items() if size is not None}
+
+    def _chosen(self, readout: ReadOut) -> ReadOut:
+        """The best candidate on the selection split of the run's own data; of equals the nearest."""
+        by_size = {(one.resize, one.crop): one for one in readout.candidates}
+        size = _read(self._choice(readout), "chosen") or {}
+        known = by_size.get((size.get("eval_resize", 0), size.get("eval_size", 0)))
+        if known is not None:
+            return known
+        own = self._facts.fingerprint
+        if self.data is None or self.data.facts.fingerprint != own:
             raise CheckpointError(
-                f"run {run.id} holds no {readout.weights} weights",
-                expected="one of " + ", ".join((RAW, *weights.averages)),
+                f"{readout.label}: no evaluation size has been chosen yet",
+                where=str(self.run.path),
+                expected="a choice made on the selection split of the run's own data",
+                fix=f"trickbag evaluate {self.run.path}, with the same --set, --with and --without",
             )
-        found[readout.digest] = measure(weights, readout, plan, data.splits[split])
-        folder.mkdir(exist_ok=True)
-        write_json(path, {"readout": readout.label, "split": split, "metrics": found[readout.digest]})
-    return found
+        primary = tasks.of(self.plan.recipe.task).primary
+        rows = [(one, self.metrics(one, "selection")) for one in readout.candidates]
+
+        def merit(row: tuple[ReadOut, dict[str, float]]) -> tuple[float, int, int, int]:
+            one, metrics = row
+            away = abs(one.resize - readout.resize) + abs(one.crop - readout.crop)
+            return metrics[primary], -away, -one.crop, -one.resize
+
+        best = max(rows, key=merit)[0]
+        about = {"readout": readout.label, "split": "selection", "data": own, "metric": primary}
+        tried = [_size(one) | {"metrics": metrics} for one, metrics in rows]
+        _write(self._choice(readout), about | {"chosen": _size(best), "candidates": tried})
+        return best
+
+    def settled(self, readout: ReadOut) -> ReadOut:
+        """The read-out with the recipes that it builds upon replaced by the directories of their runs."""
+        if not any(trick.sources() for trick in readout.tricks):
+            return readout
+        recipe = self.plan.recipe.replace(tricks=Bag(readout.tricks))
+        plan = replace(self.plan, facts=self._facts, recipe=recipe)
+        device, world = self._about["device"], self._about.get("processes", 1)
+        place = device if world == 1 else f"{device} x {world}"
+        settled, _ = upstream.settle(plan, self._about["seed"], self.run.path.parent, place)
+        return replace(readout, tricks=tuple(self._placed(trick) for trick in settled.predict))
+
+    def _placed(self, trick: PredictTrick) -> PredictTrick:
+        runs = {name: source for name, source in trick.sources().items() if source.run is not None}
+        found = {n: source.model_copy(update={"run": self._place(source)}) for n, source in runs.items()}
+        return trick.with_sources(found)
+
+    def _place(self, source: Source) -> str:
+        """Directory of a run: as it is named, or beside those that this run was trained with."""
+        path = Path(source.run or "")
+        folders = () if path.exists() else self._beside
+        return str(next((folder / path.name for folder in folders if (folder / path.name).exists()), path))
+
+    @cached_property
+    def _beside(self) -> tuple[Path, ...]:
+        tricks = self.run.recipe().tricks.values()
+        sources = (source for trick in tricks for source in trick.sources().values())
+        return tuple({Path(source.run).parent: None for source in sources if source.run is not None})
+
+    @cached_property
+    def _facts(self) -> DataFacts:
+        """Of the images that the run was trained on."""
+        return DataFacts.of(self._about["facts"])
+
+    def _file(self, readout: ReadOut, split: str, facts: DataFacts) -> Path:
+        name = f"{split}-{facts.fingerprint[:12]}-{readout.digest}.json"
+        return self.run.path / "evaluations" / name
+
+    def _choice(self, readout: ReadOut) -> Path:
+        return self.run.path / "evaluations" / f"tuned-{readout.digest}.json"
+
+    def _weights(self, readout: ReadOut) -> Weights:
+        loaded = self._loaded
+        if readout.weights not in (RAW, *loaded.averages):
+            raise CheckpointError(
+                f"run {self.run.id} holds no {readout.weights} weights",
+                expected="one of " + ", ".join((RAW, *loaded.averages)),
+            )
+        upstreams: dict[str, Upstreams] = {}
+        for trick in readout.tricks:
+            named = trick.sources().items()
+            upstreams[trick.kind] = {
+                name: self._member(f"trick {trick.kind}, {name}", source, readout.crop)
+                for name, source in named
+            }
+        return Weights(loaded.model, loaded.averages, upstreams)
+
+    @cached_property
+    def _loaded(self) -> Weights:
+        return load_weights(self.run, self.plan, self.device)
+
+    @property
+    def _how(self) -> str:
+        source, place, seed = self._about["data"]["source"], self.run.path, self._about["seed"]
+        command = f"trickbag train {place / 'recipe.yaml'} {source} --seed {seed} --runs {place.parent}"
+        return f"{command}, with the same changes, trains it first"
+
+    def _member(self, where: str, source: Source, size: int) -> upstream.Knowledge:
+        """A trained model that says something of the run's own classes from images of ``size`` pixels."""
+        if source in self._members:
+            return self._members[source]
+        if source.run is not None:
+            path = Path(source.run)
+            if path.resolve() == self.run.path.resolve():
+                fix = "give it a seed of its own"
+                raise CheckpointError(f"{path} is the run itself: it would count twice", where=where, fix=fix)
+            if (Run(path).result() or {}).get("status") != "finished":
+                raise CheckpointError(f"{path} has not been trained", where=where, fix=self._how)
+        member = upstream.know(source, self.plan, self.data, self.device)
+        member.check(size, where)
+        self._members[source] = member
+        return member
+
+
+def _size(readout: ReadOut) -> dict[str, int]:
+    return {"eval_resize": readout.resize, "eval_size": readout.crop}
+
+
+def _read(path: Path, name: str) -> Any:
+    """One entry of a JSON file; None if it is missing or damaged."""
+    try:
+        return read_json(path)[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, row)

@@ -14,16 +14,18 @@ import torch
 from trickbag import plan as planning
 from trickbag import tasks
 from trickbag.data.base import DataFacts, DataSet, Split
-from trickbag.engine import evaluate as evaluation
 from trickbag.engine.device import Device
+from trickbag.engine.readout import RAW, ReadOut, Weights, load_weights, main_readout, probabilities
 from trickbag.engine.run import Run, run_id
 from trickbag.engine.targets import joined
 from trickbag.errors import CheckpointError, Diverged
+from trickbag.functional.layers import last_layers
 from trickbag.plan import Plan
 from trickbag.recipe.model import ModelSpec
 from trickbag.rng import Stream
 from trickbag.tricks.base import Bag, Trick
 from trickbag.tricks.sources import Source
+from trickbag.tricks.stages import ObjectiveTrick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,6 +151,24 @@ class Knowledge:
         found: Tensor = self.model(seen)
         return found.float()
 
+    def check(self, size: int, where: str) -> None:
+        """See that it takes images of a size, in pixels, and says something of our classes.
+
+        Raises:
+            CheckpointError: it does not; ``where`` says who asks.
+        """
+        facts = self._ours.facts
+        images = torch.zeros(1, facts.channels, size, size, device=self._scale.device)
+        try:
+            classes = self.logits(images).shape[1]
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            what = f"{self.name} cannot take images of {size} px: {reason}"
+            raise CheckpointError(what, where=where, fix="choose another model, or another size") from None
+        if classes != facts.num_classes:
+            what = f"{self.name} predicts {classes} classes"
+            raise CheckpointError(what, where=where, expected=str(facts.num_classes))
+
     @cached_property
     def _split(self) -> Split:
         assert self._data is not None
@@ -158,12 +178,12 @@ class Knowledge:
 
     def probabilities(self) -> np.ndarray:
         """``(n + pool, classes)`` float32 of the training images and those that would join them."""
-        weights = evaluation.Weights(self.model, {})
-        readout = evaluation.ReadOut(evaluation.RAW, (), *self._plan.recipe.evaluation)
-        return evaluation.probabilities(weights, readout, self._plan, self._split).numpy()
+        weights = Weights(self.model, {})
+        readout = ReadOut(RAW, (), *self._plan.recipe.evaluation)
+        return probabilities(weights, readout, self._plan, self._split).numpy()
 
     def features(self) -> np.ndarray:
-        """``(n + pool, width)`` float32 of the same images: what the last linear layer sees."""
+        """``(n + pool, width)`` float32 of the same images: what the classifier sees."""
         seen: list[Tensor] = []
         hook = _head(self.model).register_forward_pre_hook(
             lambda module, given: seen.append(given[0].flatten(1).float().cpu())
@@ -176,10 +196,10 @@ class Knowledge:
 
 
 def _head(model: nn.Module) -> nn.Module:
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    if not layers:
-        raise CheckpointError("the model has no linear layer whose input could be its features")
-    return layers[-1]
+    try:
+        return model.get_submodule(last_layers(model)[0])
+    except ValueError as error:
+        raise CheckpointError(f"{error}: nothing whose input could be features") from None
 
 
 def _renormalization(ours: Plan, theirs: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -202,15 +222,29 @@ def upstreams_of(plan: Plan, data: DataSet | None, device: torch.device) -> dict
     Raises:
         CheckpointError: a run is missing, unfinished or damaged, or weights do not fit.
     """
-    return {
-        trick.kind: {name: know(source, plan, data, device) for name, source in trick.sources().items()}
-        for trick in plan.bag.values()
-        if trick.sources() and not trick.passive
-    }
+    found: dict[str, dict[str, Knowledge]] = {}
+    for trick in plan.bag.values():
+        for name, source in trick.sources().items() if not trick.passive else ():
+            known = know(source, plan, data, device, trick.same_classes)
+            found.setdefault(trick.kind, {})[name] = known
+            if isinstance(trick, ObjectiveTrick):
+                for size in plan.image_sizes:
+                    known.check(size, f"trick {trick.kind}, {name}")
+    return dict(found)
 
 
-def know(source: Source, plan: Plan, data: DataSet | None, device: torch.device) -> Knowledge:
+def know(
+    source: Source, plan: Plan, data: DataSet | None, device: torch.device, same_classes: bool = True
+) -> Knowledge:
     """The model of one settled source, for a run of ``plan``.
+
+    Args:
+        source: a run, or a model.
+        plan: of the run that asks.
+        data: its images; None if neither probabilities nor features will be asked for.
+        device: where to compute.
+        same_classes: refuse a file of weights whose classifier does not fit the classes, instead of drawing
+            a new one.
 
     Raises:
         CheckpointError: as :func:`upstreams_of`.
@@ -219,12 +253,23 @@ def know(source: Source, plan: Plan, data: DataSet | None, device: torch.device)
         return _of_run(Run(Path(source.run)), source, plan, data, device)
     assert source.model is not None
     from trickbag.tasks.preprocessing import normalized, preprocessing_of
+    from trickbag.tasks.weights import load_into
 
     spec = ModelSpec(name=source.model, weights=source.weights, pretrained=True)
-    model = tasks.of(plan.recipe.task).build_model(spec, plan.facts, Stream(0, "upstream"))
+    build = tasks.of(plan.recipe.task).build_model
+    if source.weights is None:
+        model = build(spec, plan.facts, Stream(0, "upstream"))
+    else:
+        model = build(ModelSpec(name=source.model), plan.facts, Stream(0, "upstream"))
+        if not load_into(model, source.weights) and same_classes:
+            raise CheckpointError(
+                f"the classifier in {source.weights} is not for the {plan.facts.num_classes} classes here",
+                fix="fine-tune it in a recipe of its own (model.weights), and name that recipe instead",
+            )
     wanted = preprocessing_of(spec)
-    recipe = plan.recipe.replace(model=spec, tricks=normalized(wanted))
-    theirs = Plan(recipe, plan.facts, plan.timeline)
+    # Of a built-in net's file nothing is known: it sees what the run that asks sees.
+    tricks = Bag(plan.eval_images) if wanted is None else normalized(wanted)
+    theirs = Plan(plan.recipe.replace(model=spec, tricks=tricks), plan.facts, plan.timeline)
     return Knowledge(model, theirs, plan, data, device, source.model)
 
 
@@ -232,9 +277,15 @@ def _of_run(run: Run, source: Source, plan: Plan, data: DataSet | None, device: 
     if (run.result() or {}).get("status") != "finished":
         raise CheckpointError(f"{run.path} is not finished", fix="train it to its end first")
     facts = DataFacts.of(run.about()["facts"])
-    theirs = planning.compile(run.recipe(), facts, device.type)
-    weights = evaluation.load_weights(run, theirs)
-    kind = evaluation.main_readout(theirs).weights if source.averaged else evaluation.RAW
-    if kind != evaluation.RAW:
+    if facts.channels != plan.facts.channels:
+        raise CheckpointError(
+            f"{run.path} was trained on images of {facts.channels} channels, these have {plan.facts.channels}"
+        )
+    # A run's recipe is resolved already. What that run itself was built upon may be gone by now.
+    recipe = run.recipe()
+    theirs = Plan(recipe, facts, planning.Context(recipe, facts, device.type).timeline)
+    weights = load_weights(run, theirs)
+    kind = main_readout(theirs).weights if source.averaged else RAW
+    if kind != RAW:
         weights.model.load_state_dict(weights.averages[kind])
     return Knowledge(weights.model, theirs, plan, data, device, f"run {run.id}")

@@ -1,6 +1,8 @@
-"""Mixup and CutMix on dense targets, with explicit weights, boxes and partners."""
+"""Mixup, CutMix and mosaic on dense targets, with explicit weights, boxes, centers and partners."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -105,3 +107,58 @@ def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, how: str = "reverse")
     ours, theirs = ((count.to(targets.dtype) / pixels) for count in (pixels - pasted, pasted))
     labels = targets * ours + partner(targets, how) * theirs
     return mixed, torch.where(pasted == 0, targets, labels)
+
+
+def mosaic(images: Tensor, targets: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Put four images of the batch into the quadrants of each; targets are weighted by their pixels.
+
+    Image i keeps its upper left; a quarter, a half and three quarters of the batch further on (around its
+    end) are the images of the upper right, the lower left and the lower right. Every quadrant shows the same
+    place of its image: nothing is resized or moved.
+
+    Args:
+        images: ``(batch, channels, height, width)``.
+        targets: dense float ``(batch, classes)``.
+        centers: ``(batch, 2)`` int64 (row, column) of the first pixel of the lower right quadrant, 0 to
+            (height, width); at (height, width) image and target stay bit for bit.
+
+    Source:
+        Bochkovskiy et al. 2020, arXiv:2004.10934, section 3.3; for classification as in their code
+        (AlexeyAB/darknet, ``load_data_augment``), and without moving the parts as Takahashi et al. 2018,
+        arXiv:1811.09030, section III do.
+    """
+    count, (height, width) = len(images), images.shape[-2:]
+    offsets = [count * k // 4 for k in range(4)]
+    row, column = centers.unbind(1)
+    upper = (torch.arange(height, device=images.device) < row[:, None])[:, None, :, None]
+    left = (torch.arange(width, device=images.device) < column[:, None])[:, None, None, :]
+    own, right, below, across = (images.roll(-offset, 0) for offset in offsets)
+    mixed = torch.where(upper, torch.where(left, own, right), torch.where(left, below, across))
+    rows, columns = (row, height - row), (column, width - column)
+    pixels = [tall * wide for tall in rows for wide in columns]
+    labels = torch.zeros_like(targets)
+    for offset, part in zip(offsets, pixels, strict=True):
+        labels += targets.roll(-offset, 0) * (part.to(targets.dtype) / (height * width))[:, None]
+    alone = pixels[0] == height * width
+    return torch.where(per_image(alone), images, mixed), torch.where(alone[:, None], targets, labels)
+
+
+def pick(shares: Sequence[float], count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Positions in ``shares``, each drawn with a probability in proportion to its share.
+
+    Args:
+        shares: 0 or more each, not all 0.
+        count: how many to draw.
+        generator: CPU generator; None for torch's global one.
+
+    Returns:
+        ``(count,)`` int64.
+
+    Raises:
+        ValueError: all shares are 0.
+    """
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+    if not edges[-1] > 0:
+        raise ValueError(f"shares are {tuple(shares)}; expected one of them above 0")
+    return torch.searchsorted(edges / edges[-1], uniform, right=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -102,6 +102,84 @@ def split_decay(model: nn.Module, groups: Iterable[dict[str, Any]] | None = None
             if pairs:
                 part = {**group, "params": [p for p, _ in pairs], "names": [n for _, n in pairs]}
                 result.append(part if keep else {**part, "weight_decay": 0.0})
+    return result
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Names of the parameters of the classifier, or of all classifiers if there are several.
+
+    Classifiers are what ``pretrained_cfg`` lists (timm's models, built-in nets), else what
+    ``get_classifier()`` returns, else the last convolution or linear layer.
+
+    Raises:
+        ValueError: the model has no convolution or linear layer.
+    """
+    from trickbag.functional.layers import last_layers
+
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+
+    def under(modules: Iterable[str]) -> set[str]:
+        prefixes = tuple(f"{module}." for module in modules)
+        return {name for name in names if name.startswith(prefixes)}
+
+    listed = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    found = under((listed,) if isinstance(listed, str) else listed)
+    if not found and callable(getter := getattr(model, "get_classifier", None)):
+        given = getter()
+        own = list(given) if isinstance(given, tuple | list) else [given]
+        found = under(name for name, module in model.named_modules() if any(module is one for one in own))
+    return found or under(last_layers(model))
+
+
+def stage_layers(model: nn.Module) -> dict[str, int]:
+    """Number of the layer that each parameter belongs to: stem 0, stages 1 and up, all else on top.
+
+    Raises:
+        ValueError: the model has no children called ``stem`` and ``stages``.
+    """
+    stages = [name for name, _ in getattr(model, "stages", nn.Identity()).named_children()]
+    if not stages or not hasattr(model, "stem"):
+        raise ValueError(f"{type(model).__name__} has no stem and stages")
+    numbers = {f"stages.{name}.": number for number, name in enumerate(stages, start=1)} | {"stem.": 0}
+    return {
+        name: next((n for prefix, n in numbers.items() if name.startswith(prefix)), len(stages) + 1)
+        for name, _ in model.named_parameters()
+    }
+
+
+def layer_scales(layers: Mapping[str, int], rate: float) -> dict[str, float]:
+    """``rate`` to the power of the number of layers above, by parameter.
+
+    Args:
+        layers: number of the layer that each parameter belongs to; the top one keeps 1.
+        rate: factor from one layer to the one below it.
+
+    Source:
+        Bao et al. 2022, arXiv:2106.08254, appendix; timm's ``param_groups_layer_decay``.
+    """
+    top = max(layers.values(), default=0)
+    return {name: rate ** (top - layer) for name, layer in layers.items()}
+
+
+def scale_rates(groups: Iterable[dict[str, Any]], scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Split every group by the factor of its parameters, and multiply its ``lr_scale`` by that.
+
+    Args:
+        groups: parameter groups with ``params`` and, parallel to it, ``names``. Other entries are kept.
+        scales: factor of the learning rate by name; 1 for parameters that it does not name.
+
+    Returns:
+        Groups that hold the same parameters, each once. A training loop sets ``lr`` of each group to the
+        scheduled rate times its ``lr_scale``.
+    """
+    result = []
+    for group in groups:
+        parts: dict[float, list[tuple[nn.Parameter, str]]] = {}
+        for p, name in zip(group["params"], group["names"], strict=True):
+            parts.setdefault(scales.get(name, 1.0), []).append((p, name))
+        for scale, pairs in parts.items():
+            part = {"params": [p for p, _ in pairs], "names": [name for _, name in pairs]}
+            result.append({**group, **part, "lr_scale": group.get("lr_scale", 1.0) * scale})
     return result
 
 

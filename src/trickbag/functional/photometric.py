@@ -149,6 +149,22 @@ def add_color_tables(colors: Tensor) -> Tensor:
     return _levels((_ramp(colors) + colors[..., None]).add_(0.5).floor_().clamp_(0, 255))
 
 
+def gamma(images: Tensor, exponents: Tensor) -> Tensor:
+    """``adjust_gamma`` of torchvision on Pillow images: the power of values on the scale 0 to 1.
+
+    Args:
+        images: uint8 ``(batch, channels, height, width)``.
+        exponents: ``(batch,)`` float64, above 0; below 1 it brightens.
+    """
+    return lookup(images, gamma_tables(exponents))
+
+
+def gamma_tables(exponents: Tensor) -> Tensor:
+    """Tables ``(batch, 1, 256)`` of ``gamma``."""
+    powers = _over(_ramp(exponents).double(), 255).pow(exponents.double().view(-1, 1, 1))
+    return _levels(powers.mul_(255.999))
+
+
 def autocontrast(images: Tensor) -> Tensor:
     """``ImageOps.autocontrast`` without cutoff: stretch each channel from its range to 0 to 255."""
     return lookup(images, autocontrast_tables(images))

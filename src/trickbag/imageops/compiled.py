@@ -10,9 +10,11 @@ import functools
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from trickbag.imageops.filters import _blur, _clahe, _gamma, _grain
+from trickbag.imageops.kernels import F, I, U, _clip, _copy, _hash, _luma, _noise, _reflected, compiled
 from trickbag.imageops.program import Op, Program, check, linear, stacked
 
 IDENTITY, FLIP, SHIFT, AFFINE = int(Op.IDENTITY), int(Op.FLIP), int(Op.SHIFT), int(Op.AFFINE)
@@ -20,15 +22,10 @@ BRIGHTNESS, CONTRAST, POSTERIZE = int(Op.BRIGHTNESS), int(Op.CONTRAST), int(Op.P
 SOLARIZE, SOLARIZE_ADD, INVERT = int(Op.SOLARIZE), int(Op.SOLARIZE_ADD), int(Op.INVERT)
 AUTOCONTRAST, EQUALIZE, ADD = int(Op.AUTOCONTRAST), int(Op.EQUALIZE), int(Op.ADD)
 SATURATION, HUE, SHARPNESS, ERASE = int(Op.SATURATION), int(Op.HUE), int(Op.SHARPNESS), int(Op.ERASE)
+GAMMA, BLUR, NOISE, CLAHE = int(Op.GAMMA), int(Op.BLUR), int(Op.NOISE), int(Op.CLAHE)
 SAVE, ACCUMULATE, TAKE = int(Op.SAVE), int(Op.ACCUMULATE), int(Op.TAKE)
 
-F = np.float32
-U = np.uint8
-I = np.int64  # noqa: E741
-
 _NO_FLOATS, _NO_LEVELS = np.empty((0, 0, 0, 0), F), np.empty((0, 0, 0, 0), U)
-
-compiled = functools.partial(njit, nogil=True, cache=True, error_model="numpy")
 
 
 def execute(
@@ -97,11 +94,6 @@ def normal_quantiles() -> np.ndarray:
 
 
 @compiled()
-def _clip(value):
-    return min(max(value, F(0)), F(255))
-
-
-@compiled()
 def _lookup(source, target, lut, channels):
     """Target = lut[channel, source]."""
     if channels == 3:
@@ -114,13 +106,6 @@ def _lookup(source, target, lut, channels):
         gray = lut[0]
         for p in range(source.size):
             target[p] = gray[source[p]]
-
-
-@compiled()
-def _copy(source, target):
-    """A loop, because numba copies slices value by value."""
-    for k in range(target.size):
-        target[k] = source[k]
 
 
 @compiled()
@@ -172,14 +157,6 @@ def _flip(source, target, across, down, height, width, channels):
         else:
             for x in range(width):
                 into[x] = row[width - 1 - x]
-
-
-@compiled()
-def _reflected(position, length):
-    if length == 1:
-        return 0
-    around = position % (2 * (length - 1))
-    return min(around, 2 * (length - 1) - around)
 
 
 @compiled()
@@ -368,11 +345,6 @@ def _smooth(source, target, a, bicubic, fill, height, width, channels):
                         one, two = source[(yb + xa) * channels + c], source[(yb + xb) * channels + c]
                         v2 = one + (F(two) * 1.0 - F(one) * 1.0) * dx
                     target[into + c] = U(v1 + (v2 - v1) * dy)
-
-
-@compiled()
-def _luma(red, green, blue):
-    return np.floor((F(red) * F(19595) + F(green) * F(38470) + F(blue) * F(7471) + F(32768)) * F(2.0**-16))
 
 
 @compiled()
@@ -584,18 +556,6 @@ def _direct(op, pixels, a, channels):
 
 
 @compiled()
-def _hash(x):
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
-
-
-@compiled()
-def _noise(first, second, position):
-    return _hash(_hash(position ^ first) ^ second)
-
-
-@compiled()
 def _erase(pixels, a, height, width, channels):
     top, left, tall, wide = I(a[0]), I(a[1]), I(a[2]), I(a[3])
     first = _hash(I(a[5]))
@@ -639,7 +599,9 @@ def _settle(current, lut, pending, channels):
 
 
 @compiled()
-def _steps(source, ops, args, i, one, two, kept, total, lut, counts, sums, edges, height, width, channels):
+def _steps(
+    source, ops, args, i, one, two, kept, total, lut, counts, sums, edges, normal, height, width, channels
+):
     """All uint8 steps of image ``i``; returns the buffer that holds it, and whether ``lut`` is still due."""
     current, spare = one, two
     pending = False
@@ -658,12 +620,14 @@ def _steps(source, ops, args, i, one, two, kept, total, lut, counts, sums, edges
         a = args[s, i]
         if op == IDENTITY:
             continue
-        if op == EQUALIZE or op == AUTOCONTRAST:  # noqa: SIM109
+        if op == EQUALIZE or op == AUTOCONTRAST or op == GAMMA:  # noqa: SIM109
             pending = _settle(current, lut, pending, channels)
             if op == EQUALIZE:
                 _histogram(current, counts, channels)
                 for c in range(channels):
                     _equalize(counts[c], lut[c], sums)
+            elif op == GAMMA:
+                _gamma(a[0], lut)
             else:
                 _extremes(current, edges[0], edges[1], width, channels)
                 for c in range(channels):
@@ -696,6 +660,13 @@ def _steps(source, ops, args, i, one, two, kept, total, lut, counts, sums, edges
         elif op == HUE:
             if channels == 3:
                 _hue(current, a[0])
+        elif op == BLUR:
+            _blur(current, spare, I(a[0]), a[1], height, width, channels)
+            current, spare = spare, current
+        elif op == NOISE:
+            _grain(current, F(a[0]), I(a[1]), I(a[2]), normal, height, width, channels)
+        elif op == CLAHE:
+            _clahe(current, a[0], I(a[1]), a[2] != 0, height, width, channels)
         elif op == ERASE:
             _erase(current, a, height, width, channels)
         elif op == SAVE:
@@ -764,6 +735,7 @@ def _run(
             counts,
             sums,
             edges,
+            normal,
             height,
             width,
             channels,

@@ -1,7 +1,7 @@
 """What happens to a batch of images, as data: one small program an image.
 
 A program holds numbers only. Tricks draw it, on the host; a back end executes it, on any device. All
-steps but the late ones act on uint8 values; Pillow is the reference for what they give.
+steps but the late ones act on uint8 values; each names the reference for what it gives, mostly Pillow.
 """
 
 from __future__ import annotations
@@ -59,11 +59,22 @@ class Op(IntEnum):
     (5 to 7: its channels), 1 uniform noise, 2 normal noise (5 and 6: seeds, 0 to 2**31 - 1). Colors and noise
     are on the scale of the images at that moment: 0 to 255 before the table (noise uniform only), anything
     after it (uniform noise 0 to 1, normal noise standard)."""
-    SAVE = 17
+    GAMMA = 17
+    """torchvision's ``adjust_gamma`` of a Pillow image. 0: exponent, above 0; below 1 it brightens."""
+    BLUR = 18
+    """Gaussian blur, the image mirrored at its borders. 0: radius of the kernel in pixels; 1: weight of a
+    neighbor as a share of the center's, exp(-1 / (2 sigma**2))."""
+    NOISE = 19
+    """Adds normal noise to every value, rounds half up and cuts off. 0: standard deviation, in levels; 1 and
+    2: seeds, 0 to 2**31 - 1."""
+    CLAHE = 20
+    """OpenCV's contrast-limited adaptive histogram equalization. 0: clip limit, 0 for none; 1: tiles each
+    way; 2: 1 to equalize each channel, 0 to add to all what equalizing Pillow's L adds to that."""
+    SAVE = 21
     """Starts a mixture: keeps a copy of the image, and a float32 sum of weight * image. 0: weight."""
-    ACCUMULATE = 18
+    ACCUMULATE = 22
     """Adds weight * image to the sum; the image is the kept copy again. 0: weight."""
-    TAKE = 19
+    TAKE = 23
     """Ends a mixture: the image is the sum, cut off at 0 and 255 and rounded down."""
 
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from trickbag.imageops.compiled import F, I, U, _copy, compiled
+from trickbag.imageops.kernels import F, I, U, _copy, compiled
 
 NEAREST, BILINEAR, BICUBIC = 0, 2, 3
 """Pillow's numbers of its filters."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trickbag.functional import geometric, photometric
+from trickbag.functional import filters, geometric, photometric
 from trickbag.functional.augment import box_mask, per_image
 from trickbag.functional.erasing import noise_bits, normal_table, uniform_noise
 from trickbag.imageops.program import Op, Program, Step, check, linear, stacked
@@ -178,6 +178,14 @@ class _Pixels:
             return photometric.hue(images, sent[:, 0])
         if op == Op.SHARPNESS:
             return photometric.sharpness(images, sent[:, 0])
+        if op == Op.GAMMA:
+            return photometric.gamma(images, sent[:, 0])
+        if op == Op.BLUR:
+            return filters.blur(images, filters.blur_kernels(args[:, 0].long(), args[:, 1]))
+        if op == Op.NOISE:
+            return filters.gaussian_noise(images, sent[:, 0], sent[:, 1:3].long())
+        if op == Op.CLAHE:
+            return _adapted(images, args)
         if op == Op.ERASE:
             return _erased(images, args[:, 4] != COLOR, sent)
         if op in (Op.SAVE, Op.ACCUMULATE, Op.TAKE):
@@ -247,6 +255,21 @@ def _erased(images: Tensor, noisy: Tensor, args: Tensor) -> Tensor:
         noise = (noise_bits(args[:, 5:7].long(), images.shape) >> 24).to(torch.uint8)
         fill = noise if noisy.all() else torch.where(per_image(args[:, 4]) != COLOR, noise, fill)
     return (images * (1 - inside)).add_(fill * inside)
+
+
+def _adapted(images: Tensor, args: Tensor) -> Tensor:
+    """CLAHE, a call for all images that have tiles and channels in common; ``args`` is on the CPU."""
+    kinds, which = args[:, 1:3].unique(dim=0, return_inverse=True)
+    if len(kinds) == 1:
+        return filters.clahe(images, args[:, 0], int(kinds[0, 0]), each=bool(kinds[0, 1]))
+    order = which.argsort(stable=True)
+    there, back = geometric.send(torch.stack((order, order.argsort())), images.device).unbind(0)
+    counts = which.bincount().tolist()
+    shares = zip(
+        kinds.tolist(), images.index_select(0, there).split(counts), args[order].split(counts), strict=True
+    )
+    parts = [filters.clahe(part, some[:, 0], int(kind[0]), each=bool(kind[1])) for kind, part, some in shares]
+    return torch.cat(parts).index_select(0, back)
 
 
 def _boxes(ops: np.ndarray, args: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trickbag.recipe.model import Recipe
 from trickbag.tricks.base import Trick
+from trickbag.tricks.sources import Source
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def describe(value: Any) -> str:
         }
         inner = ", ".join(f"{name}={describe(v)}" for name, v in settings.items())
         return f"{value.kind}({inner})" if inner else value.kind
+    if isinstance(value, Source):
+        given = value.model_dump(exclude_defaults=True)
+        return ", ".join(f"{name}={describe(v)}" for name, v in given.items())
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):

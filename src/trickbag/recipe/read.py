@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -180,6 +181,21 @@ def read_yaml(path: Path) -> tuple[Any, dict[Path_, str]]:
     Raises:
         RecipeError: the file is missing, not text, or not YAML.
     """
+    try:
+        about = path.stat()
+    except OSError:
+        return _read_yaml(path)
+    raw, origin = _parsed(path, (about.st_mtime_ns, about.st_size))
+    return copy.deepcopy(raw), dict(origin)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, stamp: tuple[int, int]) -> tuple[Any, dict[Path_, str]]:
+    # A ladder of recipes reads its lower steps again and again.
+    return _read_yaml(path)
+
+
+def _read_yaml(path: Path) -> tuple[Any, dict[Path_, str]]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
     from ruamel.yaml.reader import ReaderError

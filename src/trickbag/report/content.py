@@ -32,6 +32,7 @@ class RunResult:
         seconds: wall time of training and evaluation.
         curve: ``(epoch, value)`` of the primary metric on the selection split.
         message: why it diverged or failed.
+        transductive: test images, without their labels, took part in its training.
     """
 
     seed: int
@@ -42,6 +43,7 @@ class RunResult:
     seconds: float = 0.0
     curve: list[tuple[float, float]] = field(default_factory=list)
     message: str = ""
+    transductive: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class ArmResult:
     def values(self) -> dict[int, float]:
         """Primary metric by seed, of the runs that have one."""
         return {r.seed: r.value for r in self.runs if r.value is not None and math.isfinite(r.value)}
+
+    @property
+    def transductive(self) -> bool:
+        """True if test images, without their labels, took part in the training of a run."""
+        return any(run.transductive for run in self.runs)
 
     @property
     def mean(self) -> float | None:

@@ -15,7 +15,8 @@ class Verdict:
 
     Attributes:
         headline: what the candidate gains over the baseline, in one sentence.
-        remarks: the sealed split, what could not be resolved, cost, trouble; a sentence each.
+        remarks: the sealed split, transductive use, what could not be resolved, cost, trouble; a sentence
+            each.
         findings: what helps, hurts and does nothing, with effects; a sentence each.
         helps: labels of factors that help, largest effect first.
         hurts: labels of factors that hurt, largest harm first.
@@ -63,7 +64,7 @@ def verdict(data: ReportData) -> Verdict:
     cost = cost_multiple(data, data.arm(data.candidate))
     trouble = sum(r.status != "finished" for arm in data.arms for r in arm.runs)
     headline, *sealed = _gain(data)
-    remarks = [*sealed, *_limits(data, groups["undetected"], detectable)]
+    remarks = [*sealed, *_transductive(data), *_limits(data, groups["undetected"], detectable)]
     if cost is not None:
         remarks.append(f"A run of the candidate takes {cost:.2f} times as long as one of the baseline.")
     if trouble:
@@ -146,6 +147,17 @@ def _findings(data: ReportData, groups: dict[str, list[Effect]]) -> list[str]:
     return sentences
 
 
+def _transductive(data: ReportData) -> list[str]:
+    arms = [arm.label for arm in data.arms if arm.transductive]
+    if not arms:
+        return []
+    those = "all arms" if len(arms) == len(data.arms) and len(arms) > 1 else _join(arms)
+    return [
+        f"Transductive: {those} trained on the images of the test split, without their labels. What they "
+        "score on it does not tell how they do on new images."
+    ]
+
+
 def _limits(data: ReportData, unresolved: Sequence[Effect], detectable: float | None) -> list[str]:
     if not unresolved:
         return []
@@ -174,6 +186,7 @@ def methods(data: ReportData) -> str:
             f"unpaired one {analysis.sd_unpaired:.3g} (correlation between runs with one seed: "
             f"{points(analysis.correlation)})."
         )
+    text += "".join(f" {sentence}" for sentence in _transductive(data))
     if data.confirm is not None:
         times = len(data.confirm.opened)
         text += (

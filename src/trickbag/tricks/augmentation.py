@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from trickbag.rng import Stream
 
 
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+def ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    """The limits, if they are in order; else a ValueError."""
     if limits[0] > limits[1]:
         raise ValueError("the smallest value first, then the largest")
     return limits
@@ -29,9 +30,14 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(ascending)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
-Ratios = Annotated[tuple[Ratio, Ratio], AfterValidator(_ascending)]
+Ratios = Annotated[tuple[Ratio, Ratio], AfterValidator(ascending)]
+
+
+def sometimes(op: Op, p: float, count: int, generator: np.random.Generator) -> np.ndarray:
+    """``(count,)`` uint8: ``op`` with probability ``p``, each on its own, and ``IDENTITY`` otherwise."""
+    return np.where(generator.random(count) < p, op, Op.IDENTITY).astype(np.uint8)
 
 
 class RandomFlip(ImageTrick):
@@ -81,6 +87,52 @@ for _ in range(3):
             return ()
         uniform = stream.numpy(batch.step).random((2, batch.shape[0]))
         return (Step.of(Op.FLIP, uniform[0] < self.p, uniform[1] < self.vertical),)
+
+
+class VerticalFlip(ImageTrick):
+    """Swaps top and bottom of each image with some probability.
+
+    Attributes:
+        p: probability, for each image.
+    """
+
+    kind = "vertical_flip"
+    rank = 11
+    null_setting = {"p": 0}
+    card = Card(
+        title="Random vertical flip",
+        summary="Swaps top and bottom of each image with probability p, every image on its own.",
+        source="operation and probability as torchvision's RandomVerticalFlip",
+        null="p = 0",
+        cost="Next to nothing: pixels are read in another order.",
+        suggested="p = 0.5, beside random_flip, where there is no up and down: satellites, microscopes, "
+        "galaxies, textures. Hurts photographs, which have the sky above, and wherever a thing upside down "
+        "is another thing: digits, text, organs.",
+        aliases=("vertical flip", "vflip", "RandomVerticalFlip", "flip upside down", "up-down flip"),
+        library="trickbag: torchvision flips a whole batch alike, or one image at a time",
+        snippet="""\
+import torch
+from trickbag.functional.augment import flip
+
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+images, labels = torch.rand(8, 3, 16, 16), torch.randint(10, (8,))
+for _ in range(3):
+    across, down = torch.rand(2, len(images)) < 0.5
+    loss = torch.nn.functional.cross_entropy(model(flip(images, across, down)), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+""",
+    )
+
+    p: Probability = 0.5
+
+    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
+        """One ``FLIP``, or nothing where p is 0."""
+        if not self.p:
+            return ()
+        return (Step.of(sometimes(Op.FLIP, self.p, batch.shape[0], stream.numpy(batch.step)), 0, 1),)
 
 
 class AlternatingFlip(ImageTrick):

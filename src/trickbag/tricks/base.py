@@ -60,6 +60,7 @@ class Card:
         snippet: a self-contained plain-PyTorch program that uses the trick's functional form.
         aliases: other names people search for.
         library: which library does the work, or why trickbag does it itself.
+        formula: what it computes, in plain text, where one or two lines say it.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Card:
     snippet: str
     aliases: tuple[str, ...] = ()
     library: str = "trickbag"
+    formula: str = ""
 
 
 class Trick(BaseModel):

@@ -30,7 +30,7 @@ class Eraser(ImageTrick):
     @property
     def order(self) -> tuple[int, int, str]:
         """Rank 90 after normalization, 60 before it."""
-        return int(self.stage), 60 if self.when == "before" else self.rank, self.kind
+        return int(self.stage), 75 if self.when == "before" else self.rank, self.kind
 
     @property
     def late(self) -> bool:

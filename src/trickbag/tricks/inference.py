@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trickbag.plan import Context
-    from trickbag.tricks.stages import Predictor
+    from trickbag.tricks.stages import Predictor, Upstreams
 
 
 class TTAFlip(PredictTrick):
@@ -61,7 +61,9 @@ with torch.inference_mode():
     flip: bool = True
     average: Literal["probabilities", "logits"] = "probabilities"
 
-    def wrap(self, predict: Predictor) -> Predictor:
+    def wrap(
+        self, predict: Predictor, *, size: int | None = None, upstreams: Upstreams | None = None
+    ) -> Predictor:
         """The predictor that averages two views."""
         if not self.flip:
             return predict
@@ -98,7 +100,7 @@ class TTAViews(PredictTrick):
         cost="Prediction takes six times as long (three times without flip); training is untouched.",
         suggested="shift = 1 for 32 px, where training shifts images too (pad_and_crop). Helps nets with "
         "strides most, whose predictions depend on where the grid falls. Takes the place of tta_flip.",
-        aliases=("multi-crop evaluation", "multi-view TTA", "shift TTA", "ten crop"),
+        aliases=("multi-crop evaluation", "multi-view TTA", "shift TTA"),
         snippet="""\
 import torch
 from trickbag.functional.predicting import predict_with_views
@@ -120,7 +122,9 @@ with torch.inference_mode():
     flip: bool = True
     average: Literal["probabilities", "logits"] = "logits"
 
-    def wrap(self, predict: Predictor) -> Predictor:
+    def wrap(
+        self, predict: Predictor, *, size: int | None = None, upstreams: Upstreams | None = None
+    ) -> Predictor:
         """The predictor that averages all views."""
         if not self.shift and not self.flip:
             return predict

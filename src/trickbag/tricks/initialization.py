@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trickbag.plan import Context
     from trickbag.rng import Stream
 
-__all__ = ["HeInit", "XavierInit", "ZeroGamma"]
+__all__ = ["HeInit", "TruncNormalInit", "XavierInit", "ZeroGamma"]
 
 
 class _Initialization(ModelTrick):
@@ -154,6 +154,62 @@ assert model(torch.rand(4, 3, 8, 8)).shape == (4, 256, 4, 4)
             model, lambda name: stream.child(name).torch(), distribution=self.distribution, mode=self.mode
         )
         if not found:
+            raise PlanError(self.problem(f"{type(model).__name__} has no convolution and no linear layer"))
+        return model
+
+
+class TruncNormalInit(_Initialization):
+    """Truncated normal initialization of convolutions and linear layers; biases are 0.
+
+    Attributes:
+        std: standard deviation of the weights, whatever the size of a layer.
+        enabled: False leaves the model as it is.
+    """
+
+    kind = "trunc_normal_init"
+    rank = 50
+    slot = "init"
+    example = {"std": 0.05}
+    card = Card(
+        title="Truncated normal initialization",
+        summary="Draws the weights of convolutions and linear layers from one normal distribution, cut off "
+        "at ±2, whatever their size. Biases start at 0. Other parameters, such as position tables, stay.",
+        source="Liu et al. 2021, arXiv:2103.14030 (Swin) and 2022, arXiv:2201.03545 (ConvNeXt): their code",
+        null="enabled: false",
+        cost="nothing",
+        suggested="0.02 for ViT, Swin and ConvNeXt, whose norms and residuals keep signals in bounds; timm's "
+        "draw so by themselves. The cut, a hundred standard deviations away, never acts. he_init for nets "
+        "with ReLU, and for any without normalization.",
+        snippet="""\
+import torch
+from torch import nn
+from trickbag.functional.initialization import trunc_normal_init
+from trickbag.rng import Stream
+
+model = nn.Sequential(nn.Conv2d(3, 192, 16, 16), nn.Flatten(2), nn.Linear(4, 192))
+stream = Stream(seed=42, name="init")
+print(trunc_normal_init(model, lambda name: stream.child(name).torch(), std=0.02))
+assert abs(model[0].weight.std() - 0.02) < 1e-3
+assert model(torch.rand(2, 3, 32, 32)).shape == (2, 192, 192)
+""",
+        formula="weight ~ N(0, std^2), drawn again while |weight| > 2; bias = 0",
+        aliases=("trunc_normal", "truncated normal", "ViT initialization", "Swin initialization"),
+        library="torch.nn.init draws; trickbag gives every layer a stream of its own.",
+    )
+
+    std: float = Field(default=0.02, gt=0, le=1)
+
+    def edit(self, model: nn.Module, stream: Stream) -> nn.Module:
+        """Redraw in place, every layer from ``stream.child(qualified name)``.
+
+        Raises:
+            PlanError: the model has neither convolutions nor linear layers.
+        """
+        if not self.enabled:
+            return model
+        from trickbag.functional.initialization import trunc_normal_init
+
+        if not trunc_normal_init(model, lambda name: stream.child(name).torch(), std=self.std):
             raise PlanError(self.problem(f"{type(model).__name__} has no convolution and no linear layer"))
         return model
 

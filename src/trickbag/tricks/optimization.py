@@ -36,6 +36,15 @@ class _Optimizer(OptimizerTrick):
         return DEFAULT
 
 
+def _sgd(groups: list[ParamGroup], **settings: Any) -> torch.optim.Optimizer:
+    import torch
+
+    from trickbag.functional.optimizers import allow_late_momentum
+    from trickbag.functional.param_groups import implementation
+
+    return allow_late_momentum(torch.optim.SGD(groups, **settings, **implementation(groups)))
+
+
 class SGD(_Optimizer):
     """Stochastic gradient descent with momentum.
 
@@ -81,11 +90,7 @@ print(f"{loss:.3f}")
 
     def build(self, groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """``torch.optim.SGD`` over ``groups``."""
-        import torch
-
-        from trickbag.functional.param_groups import implementation
-
-        return torch.optim.SGD(groups, **self.model_dump(), **implementation(groups))
+        return _sgd(groups, **self.model_dump())
 
 
 class Nesterov(_Optimizer):
@@ -129,11 +134,7 @@ print(f"{loss:.3f}")
 
     def build(self, groups: list[ParamGroup]) -> torch.optim.Optimizer:
         """``torch.optim.SGD`` with ``nesterov=True`` over ``groups``."""
-        import torch
-
-        from trickbag.functional.param_groups import implementation
-
-        return torch.optim.SGD(groups, nesterov=True, **self.model_dump(), **implementation(groups))
+        return _sgd(groups, nesterov=True, **self.model_dump())
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -300,16 +301,14 @@ print(f"{loss:.3f}")
         )
 
     def _build_other(self, groups: list[ParamGroup]) -> torch.optim.Optimizer:
+        if self.other == "nesterov":
+            return _sgd(groups, lr=self.other_lr, momentum=self.other_momentum, nesterov=True)
         import torch
 
         from trickbag.functional.param_groups import implementation
 
         fastest: dict[str, Any] = implementation(groups)
-        if self.other == "adamw":
-            return torch.optim.AdamW(groups, lr=self.other_lr, betas=self.other_betas, **fastest)
-        return torch.optim.SGD(
-            groups, lr=self.other_lr, momentum=self.other_momentum, nesterov=True, **fastest
-        )
+        return torch.optim.AdamW(groups, lr=self.other_lr, betas=self.other_betas, **fastest)
 
     def check(self, context: Context) -> Iterable[Problem]:
         """Refused where it would have no weight to act on."""

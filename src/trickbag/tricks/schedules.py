@@ -1,85 +1,45 @@
-"""Learning-rate schedules. Their factors are multiplied with each other and with the optimizer's rate."""
+"""Learning-rate schedules. Their factors are multiplied with each other and with the optimizer's rate.
+
+More of them are in ``decays.py`` (one way down), ``cycles.py`` (up and down) and ``scaling.py`` (batch size).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from trickbag.errors import Problem
-from trickbag.functional.schedules import cosine_decay, linear_scale, linear_warmup, step_decay
+from trickbag.functional.schedules import cosine_decay, linear_warmup, step_decay
 from trickbag.tricks.base import Card
-from trickbag.tricks.stages import OptimizerTrick, ScheduleTrick, Timeline
+from trickbag.tricks.stages import ScheduleTrick, Timeline
 
 if TYPE_CHECKING:
     from trickbag.plan import Context
 
-__all__ = ["CosineDecay", "LinearLRScaling", "StepDecay", "Warmup"]
+__all__ = ["CosineDecay", "StepDecay", "Stepping", "Warmup", "stride"]
+
+Stepping = Literal["update", "epoch"]
+"""When a rate changes."""
 
 
-class LinearLRScaling(ScheduleTrick):
-    """Multiply the learning rate by batch size / base batch size.
-
-    Attributes:
-        base_batch_size: batch size that the optimizer's ``lr`` was tuned for; None leaves it alone.
-    """
-
-    kind = "linear_lr_scaling"
-    rank = 10
-    slot = "lr_scaling"
-    null_setting = {"base_batch_size": None}
-    example = {"base_batch_size": 64}
-    card = Card(
-        title="Linear learning-rate scaling",
-        summary="Scales the learning rate with the batch size: a larger batch has a less noisy gradient.",
-        source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.1; He et al. 2019, arXiv:1812.01187, sec. 3.1",
-        null="base_batch_size: null",
-        cost="nothing",
-        suggested="A rate of 0.1 belongs to batch 256 (ResNet, ImageNet). Use warmup with it. Not for Adam.",
-        snippet="""\
-import torch
-from torch import nn
-from trickbag.functional.schedules import linear_scale
-
-batch_size = 1024
-model = nn.Linear(16, 4)
-lr = 0.1 * linear_scale(batch_size, base_batch_size=256)
-optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-model(torch.randn(batch_size, 16)).square().mean().backward()
-optimizer.step()
-print(lr)
-assert lr == 0.4
-""",
-        aliases=("linear scaling rule", "linear scaling", "batch size scaling", "auto scale lr"),
-    )
-
-    base_batch_size: int | None = Field(default=256, ge=1)
-
-    def factor(self, step: int, timeline: Timeline) -> float:
-        """The same at every step."""
-        if self.base_batch_size is None:
-            return 1.0
-        return linear_scale(timeline.batch_size, self.base_batch_size)
-
-    def notes(self, context: Context) -> Iterable[str]:
-        """The rate that results."""
-        if self.base_batch_size is not None:
-            from trickbag.tricks.optimization import DEFAULT
-
-            optimizer = next(iter(context.recipe.tricks.of(OptimizerTrick)), DEFAULT)
-            batch = context.timeline.batch_size
-            rate = optimizer.lr * batch / self.base_batch_size
-            yield f"peak learning rate {optimizer.lr:g} * {batch} / {self.base_batch_size} = {rate:g}"
+def stride(stepping: Stepping, timeline: Timeline) -> int:
+    """Updates that get the same rate before it changes."""
+    return timeline.steps_per_epoch if stepping == "epoch" else 1
 
 
 class Warmup(ScheduleTrick):
-    """Raise the learning rate linearly, update by update, at the start.
+    """Raise the learning rate linearly at the start.
 
     Attributes:
         epochs: length; a fraction is allowed.
-        start: share of the peak just before the first update; the last update of warmup has all of it.
+        start: share of the peak from which the rate rises.
+        reaches: which end of the ramp an update (or epoch) gets: ``peak``, the last one has all of the peak
+            and the first one a little more than ``start``; ``start``, the first has ``start`` and the peak
+            comes after warmup, as torch's LinearLR and timm count; ``both``, as MMEngine counts.
+        stepping: whether the rate changes at every update, or only at the start of an epoch.
     """
 
     kind = "warmup"
@@ -91,12 +51,14 @@ class Warmup(ScheduleTrick):
         title="Learning-rate warmup",
         summary=(
             "Raises the learning rate linearly from `start` to its peak: of m updates the i-th has the "
-            "factor start + (1 - start) i / m."
+            "factor start + (1 - start) i / m; other ways of counting by `reaches`."
         ),
         source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.2; He et al. 2019, arXiv:1812.01187, sec. 3.1",
         null="epochs: 0",
         cost="nothing",
-        suggested="5 epochs for large batches on ImageNet, 20 for transformers.",
+        suggested="5 epochs for large batches on ImageNet, 20 for transformers. torchvision: start 0.01, "
+        "reaches start, stepping epoch; timm: reaches start, stepping epoch; MMPretrain: start 1e-3, "
+        "reaches both.",
         snippet="""\
 import torch
 from torch import nn
@@ -118,17 +80,25 @@ assert optimizer.param_groups[0]["lr"] == 0.4
 
     epochs: float = Field(default=5.0, ge=0)
     start: float = Field(default=0.0, ge=0, le=1)
+    reaches: Literal["peak", "start", "both"] = "peak"
+    stepping: Stepping = "update"
 
     def warmup_steps(self, timeline: Timeline) -> int:
         """``epochs`` in updates, rounded."""
         return round(self.epochs * timeline.steps_per_epoch)
 
     def factor(self, step: int, timeline: Timeline) -> float:
-        """Rises to 1 at the last update of warmup."""
-        return linear_warmup(step, self.warmup_steps(timeline), self.start)
+        """Rises to 1 at the last update of warmup, or just after it."""
+        warmup, length = self.warmup_steps(timeline), stride(self.stepping, timeline)
+        return linear_warmup(step, warmup, self.start, reaches=self.reaches, stride=length)
 
     def check(self, context: Context) -> Iterable[Problem]:
-        """Warmup must end before training does."""
+        """Warmup must end before training does, and the first rate must not be 0."""
+        if self.reaches != "peak" and self.start == 0 and self.warmup_steps(context.timeline) > 0:
+            yield self.problem(
+                "the learning rate of the first updates is 0",
+                fix=f"--set {self.kind}.start=0.01 or --set {self.kind}.reaches=peak",
+            )
         if self.warmup_steps(context.timeline) > context.timeline.steps:
             yield self.problem(
                 f"warmup of {self.epochs:g} epochs outlasts training of {context.recipe.epochs:g}",
@@ -208,6 +178,7 @@ class CosineDecay(ScheduleTrick):
         final: share of the peak at which the curve arrives where training ends, just after the last update.
         underneath: False starts the curve when warmup is over; True runs it from the first update, hidden
             by warmup while that lasts, as timm does unless told otherwise.
+        stepping: whether the rate changes at every update, or only at the start of an epoch.
     """
 
     kind = "cosine_decay"
@@ -221,7 +192,8 @@ class CosineDecay(ScheduleTrick):
         source="Loshchilov and Hutter 2017, arXiv:1608.03983; He et al. 2019, arXiv:1812.01187, sec. 5.1",
         null="final: 1",
         cost="nothing",
-        suggested="Has no milestones to tune: the first choice. He et al.: 77.16 to 77.91 % (ResNet-50-D).",
+        suggested="Has no milestones to tune: the first choice. He et al.: 77.16 to 77.91 % (ResNet-50-D). "
+        "torchvision, timm and MMPretrain change the rate once an epoch: stepping epoch.",
         snippet="""\
 import torch
 from torch import nn
@@ -238,13 +210,17 @@ for step in range(10):
     schedule.step()
 assert optimizer.param_groups[0]["lr"] < 1e-9
 """,
-        aliases=("cosine annealing", "cosine schedule", "cosine learning rate", "CosineAnnealingLR", "SGDR"),
+        aliases=("cosine annealing", "cosine schedule", "cosine learning rate", "CosineAnnealingLR"),
         library="closed form of torch's CosineAnnealingLR",
     )
 
     final: float = Field(default=0.0, ge=0, le=1)
     underneath: bool = False
+    stepping: Stepping = "update"
 
     def factor(self, step: int, timeline: Timeline) -> float:
         """Falls from 1 after warmup to ``final`` at the end."""
-        return cosine_decay(step, timeline.steps, timeline.warmup, self.final, underneath=self.underneath)
+        length, line = stride(self.stepping, timeline), timeline
+        return cosine_decay(
+            step, line.steps, line.warmup, self.final, underneath=self.underneath, stride=length
+        )

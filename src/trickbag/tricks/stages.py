@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 
 class TargetTrick(Trick):
-    """Chooses, once, before training, what the training images are and what is learned about each."""
+    """Chooses, once, before training, what the training images are and what is learned about each.
+
+    Attributes:
+        pool: split whose images, without their labels, join the training images; None for none.
+    """
 
     stage = Stage.TARGETS
     slot = "targets"
 
+    pool: str | None = None
+
     @property
-    def pool(self) -> str | None:
-        """Split whose images, without their labels, join the training images; None for none."""
-        return None
+    def transductive(self) -> bool:
+        """Whether test images, without their labels, are trained on."""
+        return self.pool == "test"
 
     def targets(self, known: np.ndarray, classes: int, pool: int, upstream: Upstream) -> np.ndarray:
         """What is learned about each image.
@@ -54,6 +60,7 @@ class TargetTrick(Trick):
 
         Returns:
             ``(n + pool, classes)`` float32 dense targets; a row of NaN leaves an image of the pool out.
+            Not called if :meth:`sources` is empty: then the labels are learned.
         """
         raise NotImplementedError
 
@@ -477,8 +484,17 @@ class PredictTrick(Trick):
     stage = Stage.PREDICT
     passive = True
 
-    def wrap(self, predict: Predictor) -> Predictor:
-        """Return the new predictor; see ``Predictor`` for shapes."""
+    def wrap(
+        self, predict: Predictor, *, size: int | None = None, upstreams: Upstreams | None = None
+    ) -> Predictor:
+        """Return the new predictor; see ``Predictor`` for shapes.
+
+        Args:
+            predict: the predictor of all tricks before this one.
+            size: height and width in pixels of the images that ``predict`` is meant for; those that the new
+                predictor is given are what :meth:`view` says. None: the same.
+            upstreams: what :meth:`sources` asks for.
+        """
         return predict
 
     def view(self, resize: int, crop: int) -> tuple[int, int]:
@@ -489,5 +505,8 @@ class PredictTrick(Trick):
         return resize, crop
 
     def candidates(self, resize: int, crop: int) -> Sequence[tuple[int, int]]:
-        """(resize, crop) to try on the selection split instead of the recipe's; the best one is taken."""
+        """(resize, crop) to try on the selection split, the given one among them; the best one is taken.
+
+        A trick that names some does nothing else: it is left out of the predictors that are compared.
+        """
         return ()
