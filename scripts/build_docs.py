@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -109,7 +110,7 @@ def picture(trick: type[Trick], data: DataSet, folder: Path) -> str | None:
         return None
     beside = [catalogue()[kind].sample() for kind in BESIDE.get(trick.kind, ())]
     recipe = Recipe(
-        model="resnet8",
+        model="mini_resnet",
         epochs=30,
         batch_size=40,
         image_size=SIDE,
@@ -119,7 +120,7 @@ def picture(trick: type[Trick], data: DataSet, folder: Path) -> str | None:
     if issubclass(trick, CURVED):
         figure = pictures.curves(plan)
     else:
-        rows = np.array([0, 3])
+        rows = np.array([0, 3, 1, 2] if trick.kind == "mosaic" else [0, 3])
         small = replace(plan, timeline=replace(plan.timeline, batch_size=len(rows)))
         figure = pictures.grid(pictures.views_of(small, data.splits["train"], rows, range(5), seed=1))
     name = f"{trick.kind}.webp"
@@ -387,7 +388,8 @@ def main() -> None:
     with open(config, "w", encoding="utf-8") as file:
         YAML().dump(configuration(folder, site), file)
     command = [sys.executable, "-m", "mkdocs", "serve" if options.serve else "build", "--strict", "-q"]
-    if subprocess.run([*command, "-f", str(config)], check=False).returncode:
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    if subprocess.run([*command, "-f", str(config)], check=False, env=quiet).returncode:
         sys.exit(1)
     print(f"site: {site / 'index.html'}")
 

@@ -73,7 +73,7 @@ def _without_bn_update(bag: Any, context: Context) -> bool:
 
     swa = bag["swa"]
     has_norm = any(isinstance(module, _BatchNorm) for module in context.model.modules())
-    return bool(swa.images == 0 and swa.start < 1 and has_norm and "bn_reestimation" not in bag)
+    return bool(swa.images == 0 and swa.after < 1 and has_norm and "bn_reestimation" not in bag)
 
 
 def _slow_average(bag: Any, context: Context) -> bool:
@@ -248,6 +248,18 @@ INTERACTIONS: tuple[Interaction, ...] = (
             when=_random,
         )
         for kind in ("layer_decay", "backbone_lr")
+    ),
+    *(
+        Interaction(
+            ("freeze", kind),
+            "the statistics of frozen layers, which belong to the weights, are estimated anew as well",
+            when=_partly_frozen,
+        )
+        for kind in ("swa", "bn_reestimation")
+    ),
+    Interaction(
+        ("dropout", "stochastic_depth"),
+        "both draw from one generator: taking stochastic_depth out changes the masks of dropout too",
     ),
     *(
         Interaction(("start_from", kind), "the weights that training starts from overwrite it")

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from trickbag.tricks.stages import Objective
 
+SAMPLE_BATCH = 64
+"""Images in a batch from which weights or statistics are computed before or after training."""
 CUDA_CHECK = 50
 """Steps between looks at values on a CUDA device, each of which waits for it."""
 
@@ -336,10 +338,13 @@ def _finish(
 def _sample(
     plan: Plan, split: Split, wanted: int, evaluation: tuple[int, int], device: Device
 ) -> Iterator[Tensor]:
-    """Batches of training images, evenly spaced, as evaluation shows them."""
+    """Batches of training images, evenly spaced, as evaluation shows them; each spans the split."""
     count = min(wanted, len(split))
-    positions = [index * len(split) // count for index in range(count)]
-    return eval_batches(plan, split, evaluation, 64, positions, device.torch_device)
+    batches = -(-count // SAMPLE_BATCH)
+    # Splits keep the order of their source, in which classes often come one after the other.
+    order = [index for start in range(batches) for index in range(start, count, batches)]
+    positions = [index * len(split) // count for index in order]
+    return eval_batches(plan, split, evaluation, SAMPLE_BATCH, positions, device.torch_device)
 
 
 def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class SnapshotEnsemble(WeightsTrick):
     # After whatever averages weights: what it holds is no set of weights that others could go on from.
     rank = 95
     null_setting = {"count": 1}
-    example = {"count": 3}
+    example = {"count": 2}
     card = Card(
         title="Snapshot ensemble",
         summary="Keeps the weights at the ends of equal parts of the run, and averages the probabilities "

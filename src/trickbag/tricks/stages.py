@@ -461,10 +461,11 @@ class WeightsTrick(Trick):
         """Complete this trick's average once training has ended; only called if ``sample_size`` is not 0.
 
         Args:
-            averages: the averages of all weights tricks by kind; those of lower rank are finished.
+            averages: the averages of all weights tricks by kind, in order of rank; those before this one are
+                finished.
             model: in evaluation mode; raw weights, which must be back to the bit in the end.
-            images: batches ``(batch, channels, size, size)`` of training images, evenly spaced in the split,
-                as the model sees them in evaluation; the same ones for every seed.
+            images: batches ``(batch, channels, size, size)`` of training images as the model sees them in
+                evaluation, each of which spans the split; the same ones for every seed.
         """
 
 
