@@ -34,13 +34,8 @@ OPTIMIZER = SGD(lr=0.05, momentum=0.5, weight_decay=0.02)
 
 def recipe(*tricks: Trick, optimizer: bool = True, **values: Any) -> Recipe:
     """The contract recipe with ``tricks``, and an optimizer that decays weights if none is among them."""
-    plain: dict[str, Any] = {
-        "model": MODEL,
-        "epochs": 1,
-        "batch_size": 8,
-        "image_size": 24,
-        "eval_resize": 28,
-    }
+    plain: dict[str, Any] = {"model": MODEL, "epochs": 1, "batch_size": 8, "image_size": 24}
+    plain["eval_resize"] = values.get("eval_size", values.get("image_size", 24)) + 4
     if optimizer and not any(trick.slot == OPTIMIZER.slot for trick in tricks):
         tricks = (*tricks, OPTIMIZER)
     return Recipe(**(plain | values), tricks=Bag(tricks))

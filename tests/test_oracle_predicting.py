@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from contract import Bench, recipe
 from trickbag import api, data
+from trickbag.cli.main import main
 from trickbag.data.base import DataFacts
 from trickbag.engine.batches import eval_batches
 from trickbag.engine.evaluate import Reader, all_readouts, evaluate, main_readout
@@ -476,3 +477,35 @@ def test_snapshots_that_have_not_been_taken_do_not_count():
         assert tuple(int(one["weight"][0, 0]) for one in found) == held
         assert all(one.keys() == model.state_dict().keys() for one in found)
     assert len(snapshots_of(model.state_dict())) == 1
+
+
+def test_the_command_line_takes_several_runs_and_shows_the_chosen_size(
+    bench, trained, shapes, tmp_path, monkeypatch, capsys
+):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["trickbag", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    monkeypatch.setenv("COLUMNS", "200")
+    path = Path(shutil.copytree(trained, tmp_path / "copy"))
+    other = bench.train(recipe(Normalize(), **SMALL), steps=6, seed=8).path
+    code, out, _ = call("evaluate", path, other, "--with", "resize_tuning", "--json")
+    assert code == 0
+    found = json.loads(out)["raw+ensemble+resize_tuning"]
+    assert found["eval_size"] == 12
+    assert found["eval_resize"] >= 12
+    code, out, _ = call("evaluate", path, other, "--with", "resize_tuning")
+    assert f"short side to {found['eval_resize']} px, crop of 12 px, chosen on the selection split" in out
+    code, out, _ = call("predict", path, other, shapes / "circle", "--with", "resize_tuning", "--json")
+    assert code == 0
+    assert len(json.loads(out)["predictions"]) == 24
+    code, _, err = call("evaluate", path, "nowhere", other)
+    assert code == 2
+    assert "nowhere is not a run directory" in err
+    code, _, err = call("predict", path, other)
+    assert code == 2
+    assert "no image is named" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from trickbag.engine.run import Run
 from trickbag.errors import CheckpointError, PlanError
 from trickbag.functional.freezing import freeze, last_norms, split_frozen
 from trickbag.functional.transfer import adapt_channels, inherit
-from trickbag.plan import Plan
+from trickbag.plan import Plan, parameter_groups
 from trickbag.rng import Stream
 from trickbag.tasks.nets import NETS
 from trickbag.tricks.averaging import EMA
-from trickbag.tricks.optimization import SGD, AdamW, Muon
+from trickbag.tricks.optimization import SGD, AdamW, Muon, Nesterov
 from trickbag.tricks.sources import Source
 from trickbag.tricks.transfer import Freeze, StartFrom
 
@@ -240,15 +241,25 @@ def test_what_is_frozen_keeps_every_bit(optimizer: SGD | AdamW | Muon, bench: Be
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("trick", "make"),
     [
-        lambda p, **more: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True, **more),
-        lambda p, **more: torch.optim.SGD(p, 0.1, **more),
-        lambda p, **more: torch.optim.AdamW(p, 0.01, weight_decay=0.1, **more),
+        (
+            Nesterov(lr=0.1, momentum=0.9, weight_decay=0.01),
+            lambda p: torch.optim.SGD(
+                p, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True, foreach=False, fused=False
+            ),
+        ),
+        (SGD(lr=0.1, momentum=0.0), lambda p: torch.optim.SGD(p, 0.1, foreach=False, fused=False)),
+        (
+            AdamW(lr=0.01, weight_decay=0.1),
+            lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, foreach=False, fused=False),
+        ),
     ],
 )
-def test_thawing_is_what_a_plain_loop_does(make: object, bench: Bench) -> None:
-    """Head first, then everything, with torch's unfused optimizers, which need no help."""
+def test_thawing_is_what_a_plain_loop_does(
+    trick: SGD | Nesterov | AdamW, make: Callable[..., torch.optim.Optimizer], bench: Bench
+) -> None:
+    """Head first, then everything, with torch's optimizers at their plainest."""
     plan = bench.plan(recipe(Freeze(epochs=1), **SMALL), steps=6)
     until = plan.timeline.steps_per_epoch
     assert until == 3
@@ -257,9 +268,9 @@ def test_thawing_is_what_a_plain_loop_does(make: object, bench: Bench) -> None:
     theirs.load_state_dict(ours.state_dict())
     images = torch.rand(8, 3, 16, 16, dtype=torch.float64)
     targets = torch.arange(8) % 4
-    optimizer = make(ours.parameters(), fused=True)  # type: ignore[operator]
-    reference = make(theirs.parameters(), foreach=False, fused=False)  # type: ignore[operator]
-    freezer = Freezer(plan, ours.train(), optimizer=optimizer)
+    optimizer = trick.build(parameter_groups(ours))
+    reference = make(theirs.parameters())
+    freezer = Freezer(plan, ours.train())
     for step in range(plan.timeline.steps):
         freezer.apply(step)
         theirs.train()

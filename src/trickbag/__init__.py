@@ -4,7 +4,7 @@
 >>> run = trickbag.train("digits_bag", "digits")  # doctest: +SKIP
 """
 
-from trickbag.api import compile_plan, evaluate, make_study, predict, prepare, run_study, train
+from trickbag.api import compile_plan, evaluate, fit_recipe, make_study, predict, prepare, run_study, train
 from trickbag.errors import TrickbagError
 from trickbag.recipe import Recipe, diff
 from trickbag.recipe import load as load_recipe
@@ -17,6 +17,7 @@ __all__ = [
     "compile_plan",
     "diff",
     "evaluate",
+    "fit_recipe",
     "load_recipe",
     "make_study",
     "predict",

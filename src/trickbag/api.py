@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trickbag.engine.run import Run
     from trickbag.engine.train import Status
     from trickbag.plan import Plan
+    from trickbag.recipe.fitting import Fitted
     from trickbag.study.conduct import Conduct
     from trickbag.study.executor import Event, LocalExecutor
     from trickbag.study.spec import StudySpec
@@ -59,6 +60,34 @@ def compile_plan(
 
     loaded = load(_spec(data), progress)
     return planning.compile(_recipe(recipe), loaded.facts, Device(device).type), loaded
+
+
+def fit_recipe(
+    recipe: Recipe | str | Path,
+    data: DataSpec | str | Path,
+    epochs: float | None = None,
+    *,
+    device: str = "auto",
+) -> Fitted:
+    """What a recipe becomes on other data and in another budget, by stated rules.
+
+    Args:
+        recipe: a recipe, the name of a published one, or a YAML file.
+        data: a data specification, or what the command line's DATA accepts.
+        epochs: the budget; None lets the rules choose.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        The recipe, and every change with its rule and reason.
+
+    Raises:
+        RecipeError, DataError: what is wrong.
+    """
+    from trickbag.data import facts
+    from trickbag.engine.device import Device
+    from trickbag.recipe.fitting import fit
+
+    return fit(_recipe(recipe), facts(_spec(data)), epochs, device_type=Device(device).type)
 
 
 def prepare(
@@ -197,7 +226,7 @@ def chosen_sizes(
 
     first, change = _together(run, change)
     first, _, facts = _identity(first)
-    recipe = _changed(first.recipe(), change)
+    recipe = _changed(first.reading_recipe(), change)
     if not any(trick.candidates(*recipe.evaluation) for trick in recipe.tricks.of(PredictTrick)):
         return {}
     compiled = planning.compile(recipe, facts, Device(device).type)
@@ -240,7 +269,7 @@ def _open(
     from trickbag.errors import DataError
 
     run, trained_on, facts = _identity(run)
-    recipe = _changed(run.recipe(), change)
+    recipe = _changed(run.reading_recipe(), change)
     loaded = load(trained_on if data is None else _spec(data))
     if facts.classes != loaded.facts.classes:
         raise DataError(

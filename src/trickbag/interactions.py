@@ -84,13 +84,18 @@ def _slow_average(bag: Any, context: Context) -> bool:
     return bool(decay > 0 and decay ** (timeline.steps / every) > 0.05)
 
 
-def _fine_tuned_rate(bag: Any, context: Context) -> bool:
-    optimizers = {"adam", "adamw", "lamb", "lion"}
+def _adaptive(bag: Any, context: Context) -> bool:
+    optimizers = {"adam", "adamw", "lamb", "lion", "rmsprop"}
     return any(kind in optimizers for kind in bag)
 
 
 def _sigmoid(bag: Any, context: Context) -> bool:
     return bool(bag["focal"].form == "sigmoid")
+
+
+def _sum_of_sigmoids(bag: Any, context: Context) -> bool:
+    terms = bag["loss_sum"]
+    return bool(terms.bce > 0 or (terms.focal > 0 and terms.form == "sigmoid"))
 
 
 def _threshold(bag: Any, context: Context) -> bool:
@@ -126,10 +131,15 @@ INTERACTIONS: tuple[Interaction, ...] = (
         )
         for weights in ("class_weights", "class_balanced")
     ),
-    Interaction(
-        ("ghost_batch_norm", "sync_batch_norm"),
-        "one takes statistics over less than a process's batch, the other over all processes",
-        "error",
+    *(
+        Interaction(
+            (weights, "loss_sum"),
+            "weights of classes multiply the targets, which losses of sigmoids take for targets above 1",
+            "error",
+            "--set loss_sum.bce=0 --set loss_sum.form=softmax",
+            _sum_of_sigmoids,
+        )
+        for weights in ("class_weights", "class_balanced")
     ),
     Interaction(
         ("swa",),
@@ -198,6 +208,13 @@ INTERACTIONS: tuple[Interaction, ...] = (
         when=_mixes,
     ),
     Interaction(
+        ("ohem", "distillation"), "easy images count no more for the labels, but still for the teacher"
+    ),
+    *(
+        Interaction((weights, "distillation"), "what the teacher says is not weighted by class")
+        for weights in ("class_weights", "class_balanced")
+    ),
+    Interaction(
         ("ohem", "gradient_accumulation"), "the hardest images are chosen within each part of a batch"
     ),
     Interaction(
@@ -206,7 +223,8 @@ INTERACTIONS: tuple[Interaction, ...] = (
     ),
     Interaction(
         ("bce", "label_smoothing"),
-        "the threshold makes targets hard again, so that smoothing does nothing",
+        "the threshold makes smoothed targets hard again: smoothing does nothing, or, where its share of a "
+        "class exceeds the threshold, makes every target 1",
         fix="--without label_smoothing",
         when=_threshold,
     ),
@@ -215,6 +233,40 @@ INTERACTIONS: tuple[Interaction, ...] = (
         "both flip top and bottom, so that their chances combine",
         fix="--set random_flip.vertical=0",
         when=lambda bag, context: bag["random_flip"].vertical > 0,
+    ),
+    *(
+        Interaction((schedule, "warmup"), "both let the learning rate rise, and their factors multiply")
+        for schedule in ("one_cycle", "piecewise_linear")
+    ),
+    Interaction(("lamb", "gradient_clipping"), "LAMB clips the whole gradient by itself (max_norm)"),
+    Interaction(("backbone_lr", "layer_decay"), "both slow down lower layers, and their factors multiply"),
+    *(
+        Interaction(
+            (kind, "no_bias_norm_decay"),
+            "what is spared from decay is spared from the trust ratio too, and takes unscaled steps",
+            fix=f"--set {kind}.always_adapt=true",
+        )
+        for kind in ("lars", "lamb")
+    ),
+    Interaction(("sam",), "an update takes two passes", fix="compare it with a run of twice the epochs"),
+    Interaction(
+        ("resize_tuning",),
+        "on the selection split it cannot look worse than the recipe's own size, which is among those tried",
+        fix="believe the test split",
+    ),
+    Interaction(
+        ("early_stopping", "snapshot_ensemble"),
+        "a run that stops early lacks its last snapshots",
+    ),
+    Interaction(
+        ("snapshot_ensemble",),
+        "early snapshots drag the ensemble down unless the learning rate falls before each",
+        fix="--with warm_restarts",
+        when=lambda bag, context: "warm_restarts" not in bag,
+    ),
+    *(
+        Interaction((kind, "snapshot_ensemble"), "the snapshots are of the raw weights, and predict alone")
+        for kind in ("ema", "swa", "bn_reestimation")
     ),
     Interaction(("cutout", "random_erasing"), "both erase parts of the same images"),
     Interaction(
@@ -225,7 +277,7 @@ INTERACTIONS: tuple[Interaction, ...] = (
         ("linear_lr_scaling",),
         "for Adam and its kin the rate goes with the square root of the batch size",
         fix="sqrt_lr_scaling",
-        when=_fine_tuned_rate,
+        when=_adaptive,
     ),
     *(
         Interaction(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trickbag import interactions
 from trickbag.data.base import DataFacts
 from trickbag.errors import PlanError, Problem, TrickbagError
-from trickbag.recipe.model import Recipe
+from trickbag.recipe.model import ModelSpec, Recipe
 from trickbag.rng import Stream
 from trickbag.tricks.base import Bag
 from trickbag.tricks.stages import (
@@ -318,6 +320,7 @@ def compile(
             problems += trick.check(context)
             problems += _source_problems(trick, context, depth)
             notes += (f"{trick.kind}: {note}" for note in trick.notes(context))
+            notes += (f"{trick.kind}: {note}" for note in _source_notes(trick, facts))
         resolved = Context(recipe, facts, device_type)
         problems += interactions.errors(recipe.tricks, resolved)
         notes += interactions.notes(recipe.tricks, resolved)
@@ -346,8 +349,7 @@ def recipe_of(source: Source) -> Recipe:
 
 def _source_problems(trick: Trick, context: Context, depth: int) -> Iterator[Problem]:
     """What keeps the models that a trick builds upon from being trained or used."""
-    import json
-    from pathlib import Path
+    from trickbag import tasks
 
     for name, source in trick.sources().items():
         where = f"trick {trick.kind}, {name}"
@@ -362,21 +364,53 @@ def _source_problems(trick: Trick, context: Context, depth: int) -> Iterator[Pro
                 for p in error.problems:
                     yield Problem(p.what, f"{where}: {p.where}" if p.where else where, p.expected, p.fix)
         elif source.run is not None:
-            try:
-                classes = json.loads((Path(source.run) / "run.json").read_text())["facts"]["classes"]
-            except (OSError, ValueError, KeyError, TypeError):
-                yield Problem(f"{source.run} is not a run", where, "the directory of a finished run")
-                continue
-            if not (Path(source.run) / "result.json").is_file():
-                yield Problem(f"{source.run} is not finished", where, fix="train it to its end first")
-            elif trick.same_classes and tuple(classes) != tuple(context.facts.classes):
-                yield Problem(
-                    f"{source.run} was trained on other classes: {', '.join(classes[:8])}",
-                    where,
-                    expected=", ".join(context.facts.classes[:8]),
-                )
+            yield from _run_problems(Path(source.run), trick, where, context.facts)
         elif source.weights is not None and not Path(source.weights).is_file():
             yield Problem(f"there is no file {source.weights}", where, fix="check the path")
+        elif source.model is not None:
+            spec = ModelSpec(name=source.model, weights=source.weights, pretrained=True)
+            build = tasks.of(context.recipe.task).build_model
+            try:
+                build(spec, context.facts, Stream(0, "upstream"), "meta")
+            except TrickbagError as error:
+                for p in error.problems:
+                    yield Problem(p.what, where, p.expected, p.fix)
+
+
+def _run_problems(path: Path, trick: Trick, where: str, facts: DataFacts) -> Iterator[Problem]:
+    """What keeps a finished run from being built upon."""
+    try:
+        theirs = DataFacts.of(json.loads((path / "run.json").read_text(encoding="utf-8"))["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield Problem(f"{path} is not a run", where, "the directory of a finished run")
+        return
+    try:
+        status = json.loads((path / "result.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        status = "not finished"
+    if status != "finished":
+        what = f"{path} {'has diverged' if status == 'diverged' else 'is not finished'}"
+        yield Problem(what, where, fix="train it to its end first")
+    elif theirs.channels != facts.channels:
+        what = f"{path} was trained on images of {theirs.channels} channels, these have {facts.channels}"
+        yield Problem(what, where)
+    elif trick.same_classes and tuple(theirs.classes) != tuple(facts.classes):
+        what = f"{path} was trained on other classes: {', '.join(theirs.classes[:8])}"
+        yield Problem(what, where, expected=", ".join(facts.classes[:8]))
+
+
+def _source_notes(trick: Trick, facts: DataFacts) -> Iterator[str]:
+    """Runs on other images, or other splits, may have seen what this one is measured on."""
+    for name, source in trick.sources().items():
+        try:
+            about = json.loads((Path(source.run or "") / "run.json").read_text(encoding="utf-8"))
+            other = about["facts"]["fingerprint"] != facts.fingerprint
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if other:
+            yield (
+                f"{name} was trained on other data or splits: it may have seen images that are held out here"
+            )
 
 
 def conflicts(bag: Bag) -> tuple[Problem, ...]:

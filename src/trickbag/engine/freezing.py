@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from trickbag.errors import UsageError
 from trickbag.plan import Plan
 
@@ -20,14 +18,8 @@ class Freezer:
     A frozen parameter has no gradient, so that optimizers pass it over.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        model: nn.Module,
-        processes: int = 1,
-        optimizer: torch.optim.Optimizer | None = None,
-    ) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, plan: Plan, model: nn.Module, processes: int = 1) -> None:
+        self.model = model
         self._wanted = {name: p.requires_grad for name, p in model.named_parameters()}
         lengths = ((trick, trick.until(plan.timeline)) for trick in plan.freezes)
         self._frozen = [(until, *trick.frozen(model)) for trick, until in lengths if until > 0]
@@ -54,21 +46,3 @@ class Freezer:
         for name, module in self.model.named_modules():
             # A module's children follow on their own: ``train`` would recurse.
             module.training = not any(name == one or name.startswith(f"{one}.") for one in quiet)
-        if self.optimizer is not None:
-            _fill_momentum(self.optimizer)
-
-
-def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give momentum of 0 to trained parameters that have none while others of their group do.
-
-    It is what optimizers with momentum alone begin with, but the fused SGD of torch wants it of all or none.
-    """
-    for group in optimizer.param_groups:
-        begun = [p for p in group["params"] if optimizer.state.get(p)]
-        if any(set(optimizer.state[p]) != {"momentum_buffer"} for p in begun):
-            continue
-        if any(optimizer.state[p]["momentum_buffer"] is None for p in begun):
-            continue
-        for parameter in group["params"] if begun else ():
-            if parameter.requires_grad and not optimizer.state.get(parameter):
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

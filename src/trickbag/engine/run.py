@@ -149,6 +149,11 @@ class Run:
         """The recipe it was trained with."""
         return load(self.path / "recipe.yaml")
 
+    def reading_recipe(self) -> Recipe:
+        """Its recipe less what was needed for training alone: other runs, which may be gone by now."""
+        recipe = self.recipe()
+        return recipe.without(*(t.kind for t in recipe.tricks.values() if t.sources() and not t.passive))
+
     def result(self) -> dict[str, Any] | None:
         """Outcome of a run that ended (finished or diverged); None if it has not, or is damaged."""
         try:

@@ -19,7 +19,16 @@ from trickbag.data.resident import on_device
 from trickbag.engine import checkpoint
 from trickbag.engine.batches import TrainBatches, eval_batches
 from trickbag.engine.device import Device
-from trickbag.engine.evaluate import RAW, ReadOut, Weights, all_readouts, evaluate, main_readout, measure
+from trickbag.engine.evaluate import (
+    RAW,
+    Reader,
+    ReadOut,
+    Weights,
+    all_readouts,
+    evaluate,
+    main_readout,
+    measure,
+)
 from trickbag.engine.files import read_json, write_json
 from trickbag.engine.freezing import Freezer
 from trickbag.engine.interrupt import Interrupt
@@ -413,5 +422,7 @@ def _measure_finished(
         labelled = {readout.label: found[readout.digest] for readout in readouts}
         result["metrics"][split] = result["metrics"].get(split, {}) | labelled
     result["main"] = main_readout(plan).label
+    if chosen := Reader(run, plan, data).choices(readouts):
+        result["chosen"] = result.get("chosen", {}) | chosen
     if json.dumps(result) != before:
         write_json(run.path / "result.json", result)

@@ -282,10 +282,8 @@ def _of_run(run: Run, source: Source, plan: Plan, data: DataSet | None, device: 
             f"{run.path} was trained on images of {facts.channels} channels, these have {plan.facts.channels}"
         )
     # A run's recipe is resolved already. What that run itself was built upon may be gone by now.
-    recipe = run.recipe()
+    recipe = run.reading_recipe()
     theirs = Plan(recipe, facts, planning.Context(recipe, facts, device.type).timeline)
     weights = load_weights(run, theirs)
     kind = main_readout(theirs).weights if source.averaged else RAW
-    if kind != RAW:
-        weights.model.load_state_dict(weights.averages[kind])
-    return Knowledge(weights.model, theirs, plan, data, device, f"run {run.id}")
+    return Knowledge(weights.loaded(kind), theirs, plan, data, device, f"run {run.id}")

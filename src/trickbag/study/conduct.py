@@ -127,16 +127,12 @@ class Conduct:
 
     def read(self, arm: str, seed: int, split: str = "selection") -> dict[str, float] | None:
         """Metrics of one arm and seed, if they have been measured."""
-        from trickbag.engine.evaluate import main_readout
+        from trickbag.engine.evaluate import Reader, main_readout
 
-        run = self.run_of(self.training_of(arm), seed)
-        readout = main_readout(self.plans[arm])
-        path = run.path / "evaluations" / f"{split}-{self.data.facts.fingerprint[:12]}-{readout.digest}.json"
-        try:
-            metrics: dict[str, float] = read_json(path)["metrics"]
-        except (OSError, ValueError, KeyError):
+        run, plan = self.run_of(self.training_of(arm), seed), self.plans[arm]
+        if (run.result() or {}).get("status") != "finished":
             return None
-        return metrics
+        return Reader(run, plan).known(main_readout(plan), split, self.data.facts)
 
     def state_of(self, training: Training, seed: int) -> str:
         """``finished``, ``diverged``, ``begun`` or ``to do``."""

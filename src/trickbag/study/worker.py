@@ -109,9 +109,14 @@ def _train(job: Job, send: Callable[[Any], None]) -> dict[str, Any]:
     from trickbag import plan as planning
     from trickbag.engine.evaluate import main_readout
     from trickbag.engine.train import train
+    from trickbag.engine.upstream import ensure, settle
 
     plan, data, device = _prepare(job)
-    readouts = [main_readout(planning.compile(recipe, data.facts, job.device)) for recipe in job.readers]
+    readers = [planning.compile(recipe, data.facts, job.device) for recipe in job.readers]
+    readouts = [main_readout(reader) for reader in readers]
+    for reader in readers:
+        for ahead in settle(reader, job.seed, Path(job.runs), device.type)[1]:
+            ensure(ahead, data, device)
     unique = list({readout.digest: readout for readout in readouts}.values())
     run = train(
         plan,
@@ -138,7 +143,16 @@ def _time(job: Job) -> dict[str, Any]:
         short = replace(plan, timeline=replace(plan.timeline, steps=min(steps, plan.timeline.steps)))
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            run = train(short, data, seed=job.seed, runs=Path(folder), device=device, splits=(), readouts=[])
+            run = train(
+                short,
+                data,
+                seed=job.seed,
+                runs=Path(folder),
+                device=device,
+                splits=(),
+                readouts=[],
+                upstream_runs=job.runs,
+            )
             wall = time.perf_counter() - began
             result = run.result() or {}
     parts = result["cost"]["by_part"]

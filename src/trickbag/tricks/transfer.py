@@ -276,7 +276,7 @@ assert moved == ["5.weight", "5.bias"]
             yield self.problem(str(error))
 
     def notes(self, context: Context) -> Iterable[str]:
-        """What is trained, and frozen random weights."""
+        """What is trained, and for how long."""
         from trickbag.functional.freezing import split_frozen
 
         timeline = context.timeline
@@ -292,6 +292,3 @@ assert moved == ["5.weight", "5.bias"]
         length = "to the end" if self.until(timeline) == timeline.steps else f"for {self.epochs:g} epochs"
         count = sum(sizes[name] for name in names)
         yield f"trains {some} alone {length}: {count:,} of {sum(sizes.values()):,} values"
-        starts = any(trick.sources() for trick in context.recipe.tricks.of(ModelTrick))
-        if not (context.recipe.model.starts_pretrained or starts):
-            yield "the frozen part has random weights"
