@@ -4,7 +4,8 @@
     uv run --group docs python scripts/build_docs.py --serve    # and shows it on a local port
 
 Pages come from cards and recipe files, pictures from what the tricks do to two photographs that come with
-scikit-learn. Warnings are errors. The site asks for nothing from outside: open build/site/index.html.
+scikit-learn. Warnings are errors. The site asks for nothing from outside: open build/site/index.html, or
+serve the folder (searching needs that).
 """
 
 from __future__ import annotations
@@ -356,7 +357,7 @@ def configuration(folder: Path, site: Path) -> dict[str, Any]:
                 for scheme, name in (("light", "default"), ("dark", "slate"))
             ],
         },
-        "plugins": ["search", "offline"],
+        "plugins": ["search"],
         "markdown_extensions": ["tables", "admonition", "pymdownx.superfences", "pymdownx.highlight"],
         "nav": [
             {"Start": "index.md"},

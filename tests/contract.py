@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,16 @@ def required(kind: str) -> tuple[Trick, ...]:
     return tuple(sample(other) for other in (*catalogue()[kind].requires, *BESIDE.get(kind, ())))
 
 
+def clashing(one: str, other: str) -> bool:
+    """True if two kinds declare a conflict: slot or exclusion."""
+    slot = catalogue()[one].slot
+    return bool(slot and slot == catalogue()[other].slot) or clash(one, other)
+
+
 def compatible(*kinds: str) -> bool:
-    """True if no two of these declare a conflict: slot or exclusion."""
-    tricks = [catalogue()[kind] for kind in kinds]
-    return all(
-        not (a.slot and a.slot == b.slot) and not clash(a.kind, b.kind) for a, b in combinations(tricks, 2)
-    )
+    """True if no two of these, or of what they need, declare a conflict."""
+    needed = (other.kind for kind in kinds for other in required(kind))
+    return not any(clashing(*pair) for pair in combinations(dict.fromkeys((*kinds, *needed)), 2))
 
 
 def full_bag() -> tuple[Trick, ...]:
@@ -70,6 +75,25 @@ def full_bag() -> tuple[Trick, ...]:
         if compatible(*kinds, kind):
             kinds.append(kind)
     return tuple(sample(kind) for kind in kinds)
+
+
+def covering_bags(pairs: Sequence[tuple[str, str]], size: int) -> Iterator[tuple[str, ...]]:
+    """Bags of up to ``size`` kinds, any two of which are among ``pairs``, such that every pair is in one."""
+    friends = {kind: {other for pair in pairs if kind in pair for other in pair} - {kind} for kind in KINDS}
+    left = {kind: set(others) for kind, others in friends.items()}
+    for first in KINDS:
+        while left[first]:
+            bag = [first]
+            while len(bag) < size:
+                able = [kind for kind in KINDS if all(kind in friends[other] for other in bag)]
+                gains = {kind: len(left[kind].intersection(bag)) for kind in able}
+                best = max(able, key=lambda kind: gains[kind], default=None)
+                if best is None or not gains[best]:
+                    break
+                bag.append(best)
+            for one, other in permutations(bag, 2):
+                left[one].discard(other)
+            yield tuple(sorted(bag, key=KINDS.index))
 
 
 @dataclass
@@ -93,7 +117,7 @@ class Bench:
             "splits": (),
             "readouts": [],
             "device": Device("cpu", threads=1),
-            "upstream_runs": self.folder / "upstream",
+            "upstream_runs": f"{self.folder}-upstream",
         } | options
         return train(self.plan(chosen, steps), self.data, seed=seed, runs=runs, **options)
 

@@ -365,7 +365,7 @@ def predict(
 
     first, change = _together(run, change)
     first, spec, facts = _identity(first)
-    compiled = planning.compile(_changed(first.recipe(), change), facts, Device(device).type)
+    compiled = planning.compile(_changed(first.reading_recipe(), change), facts, Device(device).type)
     mode: Literal["gray", "rgb"] = "gray" if facts.channels == 1 else "rgb"
     split, bad = read_files([Path(image) for image in images], mode, Recoding(spec.short_side))
     if not len(split):
