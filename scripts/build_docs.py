@@ -252,16 +252,16 @@ def recipe_page(name: str, path: Path) -> str:
     if about.source:
         lines += ["## Source", "", about.source.strip(), ""]
     if about.published:
-        lines += ["## Published numbers", "", "| | |", "|---|---|"]
+        lines += ["## Published numbers", "", "| what | value |", "|---|---|"]
         lines += [f"| {cell(str(key))} | {cell(str(value))} |" for key, value in about.published.items()]
         lines += [""]
     parent = re.search(r"^extends:\s*(\S+)", text, re.M)
     if parent and parent[1] in published():
         lines += [f"## What changes from [`{parent[1]}`]({parent[1]}.md)", ""]
-        lines += [f"- {change.label}" for change in diff(load(parent[1]), recipe)] + [""]
+        lines += [f"- `{change.label}`" for change in diff(load(parent[1]), recipe)] + [""]
     values = {"model": recipe.model.name, "epochs": f"{recipe.epochs:g}", "batch size": recipe.batch_size}
     values |= {"image size": recipe.image_size, "evaluation (resize, crop)": recipe.evaluation}
-    lines += ["## The whole recipe", "", "| | |", "|---|---|"]
+    lines += ["## The whole recipe", "", "| what | value |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in values.items()]
     for kind, trick in sorted(recipe.tricks.items(), key=lambda item: item[1].order):
         inner = ", ".join(f"{key} = {value}" for key, value in trick.settings().items() if value is not None)
@@ -284,7 +284,7 @@ def tricks_index() -> str:
 
 def recipes_index() -> str:
     """All recipes."""
-    lines = ["# Recipes", "", "| recipe | |", "|---|---|"]
+    lines = ["# Recipes", "", "| recipe | what it is |", "|---|---|"]
     for name in published():
         lines += [f"| [`{name}`]({name}.md) | {cell(load(name).about.title)} |"]
     return "\n".join([*lines, ""])
@@ -358,6 +358,7 @@ def configuration(folder: Path, site: Path) -> dict[str, Any]:
             ],
         },
         "plugins": ["search"],
+        "extra_css": ["assets/extra.css"],
         "markdown_extensions": ["tables", "admonition", "pymdownx.superfences", "pymdownx.highlight"],
         "nav": [
             {"Start": "index.md"},

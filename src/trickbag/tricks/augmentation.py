@@ -57,6 +57,7 @@ class RandomFlip(ImageTrick):
         title="Random horizontal flip",
         summary="Mirrors each image left to right with probability p, every image on its own.",
         source="Krizhevsky et al. 2012, ImageNet Classification with Deep CNNs, section 4.1",
+        formula="image[:, ::-1] with probability p, image[::-1] with probability vertical",
         null="p = 0 and vertical = 0",
         cost="Next to nothing: pixels are read in another order.",
         suggested="p = 0.5 for photographs. Hurts where left and right carry meaning: digits, text, traffic "
@@ -103,6 +104,7 @@ class VerticalFlip(ImageTrick):
         title="Random vertical flip",
         summary="Swaps top and bottom of each image with probability p, every image on its own.",
         source="operation and probability as torchvision's RandomVerticalFlip",
+        formula="image[::-1] with probability p",
         null="p = 0",
         cost="Next to nothing: pixels are read in another order.",
         suggested="p = 0.5, beside random_flip, where there is no up and down: satellites, microscopes, "
@@ -151,6 +153,7 @@ class AlternatingFlip(ImageTrick):
         summary="Tosses a coin for each image in the first epoch and mirrors it in every other epoch from "
         "then on: two epochs in a row show each image both ways, where random flips repeat half of them.",
         source="Jordan 2024, arXiv:2404.00498, the section on alternating flip and its listing",
+        formula="image[:, ::-1] if (coin + epoch) is odd, coin 0 or 1, drawn once for each image",
         null="share = 0",
         cost="Next to nothing: a hash an image; pixels are read in another order.",
         suggested="In place of random_flip wherever that helps, above all in short training, where an image "
@@ -228,6 +231,7 @@ class PadAndCrop(ImageTrick):
         summary="Pads every side and cuts a window of the original size out at random: a random shift of up "
         "to `padding` pixels each way, drawn for each image.",
         source="He et al. 2016, arXiv:1512.03385, section 4.2 (4 pixels of zeros on CIFAR-10)",
+        formula="shifted[y, x] = padded[y + top, x + left], top and left uniform in 0, 1, ..., 2 padding",
         null="padding = 0",
         cost="Next to nothing: pixels are read from another place; the padded images are never made.",
         suggested="padding = 4 for 32 px (an eighth of the side), mode = reflect where black borders look "
@@ -293,6 +297,8 @@ class RandomResizedCrop(CropTrick):
         summary="Cuts a part of random area and aspect ratio out of each source image and resizes it to the "
         "training resolution, so that objects appear at many scales.",
         source="Szegedy et al. 2015, arXiv:1409.4842, section 6; boxes as torchvision's RandomResizedCrop",
+        formula="a ~ U(area) * height * width, log r ~ U(log ratio)\n"
+        "part = round(sqrt(a / r)) rows, round(sqrt(a r)) columns, anywhere inside the image",
         null="p = 0 (the largest centered square of each image)",
         cost="None: some part is cut out and resized anyway.",
         suggested="area (0.08, 1) and ratio (3/4, 4/3) for ImageNet and long training; area (0.35, 1) or "

@@ -55,8 +55,9 @@ class EMA(WeightsTrick):
             "Polyak averaging",
             "averaged weights",
         ),
-        formula="average = decay * average + (1 - decay) * weights, every `every` steps; rescale: decay = "
-        "1 - min(1, (1 - decay) * batch size * every / epochs)",
+        formula="average = decay * average + (1 - decay) * weights, every `every` steps\n"
+        "warmup: decay = min(decay, (1 + t) / (10 + t)) at update t\n"
+        "rescale: decay = 1 - min(1, (1 - decay) * batch size * every / epochs)",
         library="torch._foreach_lerp_, over a plain dictionary that checkpoints hold as it is; integer "
         "buffers are copied",
         snippet="""\

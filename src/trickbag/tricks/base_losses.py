@@ -108,7 +108,8 @@ class Focal(LossTrick):
         "easy images fade, hard ones stay. Linear in the targets, so it commutes with mixing and smoothing.",
         source="Lin et al. 2017, arXiv:1708.02002, section 3, equations 4 and 5",
         formula="softmax: -sum_c t_c (1 - p_c)^gamma log p_c\n"
-        "sigmoid: -sum_c a t_c (1 - s_c)^gamma log s_c + (1 - a) (1 - t_c) s_c^gamma log(1 - s_c)",
+        "sigmoid: -sum_c (a t_c (1 - s_c)^gamma log s_c + (1 - a) (1 - t_c) s_c^gamma log(1 - s_c))\n"
+        "a = alpha; without it, no factors a and 1 - a",
         null="gamma = 0 (softmax form), or share = 0",
         cost="A few operations on the logits.",
         suggested="gamma 2; 0.5 to 5 were tried. Made for many easy negatives, as in detection, with "

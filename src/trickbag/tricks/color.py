@@ -44,6 +44,10 @@ class ColorJitter(ImageTrick):
         "turns the hue, for each image on its own and in an order drawn for each image.",
         source="Howard 2013, arXiv:1312.5402, section 2; He et al. 2019, arXiv:1812.01187, section 2.1; "
         "operations as torchvision's ColorJitter",
+        formula="brightness: f x                 f ~ U[1 - setting, 1 + setting]\n"
+        "contrast:   m + f (x - m)       m the mean gray of the image\n"
+        "saturation: g + f (x - g)       g the gray of the pixel\n"
+        "hue:        H + U[-hue, hue]    H in turns of the color circle",
         null="all four at 0",
         cost="A pass over the pixels for brightness, contrast and saturation each; turning hue, with its "
         "conversion to HSV and back, costs more than all three.",
@@ -117,6 +121,8 @@ class PCANoise(ImageTrick):
         summary="Adds to each image one color: normal amounts along the principal axes of ImageNet's colors, "
         "which imitates changes in the color and intensity of light.",
         source="Krizhevsky et al. 2012, ImageNet Classification with Deep CNNs, section 4.1",
+        formula="(R, G, B) + sum_k a_k s_k v_k, a_k ~ N(0, std^2)\n"
+        "v_k the principal axes of ImageNet's colors, s_k their scales",
         null="std = 0",
         cost="Next to nothing: a table of 256 values a channel and image.",
         suggested="std = 0.1, on photographs in color. The axes are ImageNet's; on images of another kind "
@@ -189,6 +195,7 @@ class Normalize(ImageTrick):
         "layer sees values around 0 of size 1.",
         source="LeCun et al. 1998, Efficient BackProp, section 4.3; He et al. 2019, arXiv:1812.01187, "
         "section 2.1",
+        formula="(image - mean) / std, channel by channel",
         null="mean = 0 and std = 1",
         cost="None: values become floats by a table anyway.",
         suggested="Leave both empty: pretrained weights bring their own values, and training from scratch "

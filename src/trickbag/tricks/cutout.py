@@ -36,6 +36,8 @@ class Cutout(Eraser):
         "probability, so that part of the square may lie outside: parts near the border are hidden as well, "
         "and some images stay almost whole.",
         source="DeVries and Taylor 2017, arXiv:1708.04552, section 3",
+        formula="a = round(size * shorter side), (y, x) any pixel of the image\n"
+        "image[y - a/2 : y + a/2, x - a/2 : x + a/2] = 0",
         null="p = 0",
         cost="Next to nothing: only pixels in the squares are written.",
         suggested="The paper's sizes: 0.5 on CIFAR-10 (16 of 32 pixels), 0.25 on CIFAR-100 (8 pixels), 0.625 "

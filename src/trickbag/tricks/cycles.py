@@ -38,8 +38,10 @@ class WarmRestarts(ScheduleTrick):
         summary="Repeats a cosine decay in cycles of growing length. The weights at the end of each cycle "
         "are good ones, different enough for an ensemble.",
         source="Loshchilov and Hutter 2017, arXiv:1608.03983, section 3 (SGDR)",
+        formula="lr = peak * (final + (1 - final) (1 + cos(pi t / T_k)) / 2), T_k = first * multiplier^k\n"
+        "t from 0 to T_k in cycle k = 0, 1, 2, ...",
         null="final: 1",
-        cost="nothing",
+        cost="None.",
         suggested="first 10, multiplier 2, and as many epochs as make whole cycles: 10, 30, 70, 150. For one "
         "good model at a fixed budget a single cosine_decay is usually at least as good.",
         snippet="""\
@@ -116,8 +118,11 @@ class OneCycle(ScheduleTrick):
         "goes the other way.",
         source="Smith and Topin 2018, arXiv:1708.07120, section 3; Smith 2018, arXiv:1803.09820, section 4; "
         "two phases as in fast.ai and torch",
+        formula="rise: lr = peak * (start_factor + (1 - start_factor) s)\n"
+        "fall: lr = peak * (1 - (1 - final) s)\n"
+        "s = (1 - cos(pi x)) / 2, or x if linear; x from 0 to 1 in each of the two",
         null="start_factor: 1, final: 1, momentum_range: null",
-        cost="nothing",
+        cost="None.",
         suggested="lr is the peak, and may be several times what a constant rate bears; short budgets gain "
         "most. It contains a warmup: leave the trick warmup out. The optimizer's own momentum (or first "
         "beta) is replaced unless momentum_range is null.",
@@ -195,8 +200,10 @@ class PiecewiseLinear(ScheduleTrick):
         "update by update, is what most speed records train with.",
         source="Page 2018, myrtle.ai/learn/how-to-train-your-resnet; ffcv-imagenet (Leclerc et al. 2023, "
         "arXiv:2306.12517); airbench (Jordan 2024, arXiv:2404.00498)",
+        formula="lr = peak * (a + (b - a) (i - i_a) / (i_b - i_a))\n"
+        "in update i between the points (i_a, a) and (i_b, b)",
         null="points: []",
-        cost="nothing",
+        cost="None.",
         suggested="[[0, 1e-4], [2, 1], [end, 0]] for 16 to 88 epochs of ImageNet (ffcv); unit share with "
         "[[0, 0.2], [0.23, 1], [end, 0.07]] for CIFAR-10 (airbench). It contains a warmup: leave the trick "
         "warmup out.",

@@ -36,8 +36,9 @@ class PolynomialDecay(ScheduleTrick):
         "warmup to the end of training.",
         source="Liu et al. 2015, arXiv:1506.04579 (ParseNet); Chen et al. 2016, arXiv:1606.00915, "
         "section 4.1 (power 0.9)",
+        formula="lr = peak * (final + (1 - final) (1 - x)^power), x from 0 after warmup to 1 at the end",
         null="final: 1",
-        cost="nothing",
+        cost="None.",
         suggested="power 1, a straight line, is as good a first choice as a cosine, above all for short "
         "runs; power 0.9 in segmentation, 2 with LARS.",
         snippet="""\
@@ -88,8 +89,10 @@ class ConstantCooldown(ScheduleTrick):
         "with warmup the curve is a trapezoid.",
         source="Hägele et al. 2024, arXiv:2405.18392, section 3; Zhai et al. 2022, arXiv:2106.04560, "
         "section 3.5; Hu et al. 2024, arXiv:2404.06395, section 4 (the name WSD)",
+        formula="lr = peak * (final + (1 - final) f(x)), x = 0 before the cooldown, then up to 1\n"
+        "f(x) = 1 - x (linear), 1 - sqrt(x) (sqrt), (1 + cos(pi x)) / 2 (cosine)",
         null="cooldown: 0",
-        cost="nothing",
+        cost="None.",
         suggested="cooldown 0.2, shape sqrt. As good as a cosine there, and the length of training need not "
         "be known before the fall: one long run serves many budgets. The rate of the constant part is "
         "better a little below that for a cosine.",

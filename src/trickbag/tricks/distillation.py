@@ -44,12 +44,13 @@ class Distillation(ObjectiveTrick):
     }
     card = Card(
         title="Knowledge distillation",
-        summary="Adds alpha T^2 KL(teacher || student), both softened by the temperature T, to 1 - alpha "
+        summary="Adds alpha T^2 KL(teacher || student), both softened by the temperature T, to (1 - alpha) "
         "times the loss of the labels. The teacher sees the very images that the student sees, augmented "
-        "and mixed; each as its own training normalized them.",
+        "and mixed, but normalized as they were in its own training.",
         source="Hinton et al. 2015, arXiv:1503.02531, section 2; that of He et al. 2019, arXiv:1812.01187, "
         "section 5.3, is hard = 1, alpha = 1, temperature = 20",
-        formula="hard loss(z, y) + alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T))",
+        formula="hard * loss(z, y) + alpha T^2 KL(softmax(z_teacher / T) || softmax(z / T))\n"
+        "hard = 1 - alpha, unless it is set",
         null="alpha = 0 (and hard left alone)",
         cost="A forward pass of the teacher at every step, in float32, and its training if it is not there "
         "yet.",

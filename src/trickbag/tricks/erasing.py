@@ -29,7 +29,7 @@ class Eraser(ImageTrick):
 
     @property
     def order(self) -> tuple[int, int, str]:
-        """Rank 90 after normalization, 60 before it."""
+        """Rank 90 after normalization, 75 before it."""
         return int(self.stage), 75 if self.when == "before" else self.rank, self.kind
 
     @property
@@ -60,6 +60,9 @@ class RandomErasing(Eraser):
         "single part of an object decides.",
         source="Zhong et al. 2020, arXiv:1708.04896, algorithm 1; attempts and fills as timm's and "
         "torchvision's RandomErasing",
+        formula="a ~ U(area) * height * width, log r ~ U(log aspect)\n"
+        "box = round(sqrt(a r)) rows, round(sqrt(a / r)) columns, anywhere inside the image\n"
+        "image[box] = fill, with probability p",
         null="p = 0",
         cost="Next to nothing: only pixels in the boxes are written; fill = pixel hashes a number for each.",
         suggested="p = 0.1 (torchvision's ResNet-50) to 0.25 with fill = pixel (timm, Swin). Helps long "

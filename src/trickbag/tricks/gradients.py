@@ -40,6 +40,9 @@ class GradientClipping(GradientTrick):
         "throw the weights far off. Adaptive clipping measures them against the weights they belong to.",
         source="Norm: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1. Adaptive: Brock et al. 2021, "
         "arXiv:2102.06171, section 4.1",
+        formula="norm:     g = g * min(1, limit / |g|), |g| over all parameters\n"
+        "value:    g = min(max(g, -limit), limit)\n"
+        "adaptive: g_i = g_i * min(1, limit * max(|w_i|, eps) / |g_i|), for each unit i",
         null="limit: null",
         cost="One pass over the gradients; nothing waits for the device.",
         suggested="norm with limit 1 for transformers, 2 to 10 for convolutional nets without warmup; "
@@ -106,6 +109,7 @@ class GradientAccumulation(MicroBatchTrick):
         summary="Cuts a batch, after mixing, into parts that go through the model one after the other; the "
         "optimizer steps once, on the gradient of the whole batch. batch_size stays the size of that batch.",
         source="Common practice; Ott et al. 2018, arXiv:1806.00187, section 3.2 (delayed updates)",
+        formula="g = sum over parts k of (n_k / n) * gradient(mean loss of part k), n_k images of n",
         null="steps: 1",
         cost="Memory for the activations of one part only. As much arithmetic in smaller pieces: a little "
         "slower.",

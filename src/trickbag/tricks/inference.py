@@ -36,6 +36,7 @@ class TTAFlip(PredictTrick):
         summary="Predicts each image and its mirror image, and averages the two predictions.",
         source="Krizhevsky et al. 2012, ImageNet Classification with Deep CNNs, section 4.1; Simonyan and "
         "Zisserman 2015, arXiv:1409.1556, section 3.2",
+        formula="p = (p(image) + p(mirrored)) / 2, or softmax((log p(image) + log p(mirrored)) / 2)",
         null="flip = False",
         cost="Prediction takes twice as long; training is untouched.",
         suggested="Helps a little where random_flip helps in training. Hurts where left and "
@@ -96,6 +97,7 @@ class TTAViews(PredictTrick):
         summary="Predicts each image, two copies shifted along the diagonals, and the mirror images of the "
         "three. The image in place and its mirror image weigh half, all shifted ones the other half.",
         source="Jordan 2024, arXiv:2404.00498, section 3.6 and listing (airbench, level 2)",
+        formula="z = (z(image) + z(mirrored)) / 4 + (sum of z over the 4 shifted views) / 8, p = softmax(z)",
         null="shift = 0 and flip = False",
         cost="Prediction takes six times as long (three times without flip); training is untouched.",
         suggested="shift = 1 for 32 px, where training shifts images too (pad_and_crop). Helps nets with "

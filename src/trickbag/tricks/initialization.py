@@ -58,8 +58,10 @@ class XavierInit(_Initialization):
             "that signals and gradients keep their size in a linear net. Biases start at 0."
         ),
         source="Glorot and Bengio 2010, equation 16; He et al. 2019, arXiv:1812.01187, section 2.1",
+        formula="uniform: weight ~ U[-b, b], b = gain * sqrt(6 / (fan_in + fan_out))\n"
+        "normal:  weight ~ N(0, std^2), std = gain * sqrt(2 / (fan_in + fan_out))",
         null="enabled: false",
-        cost="nothing",
+        cost="None.",
         suggested="uniform with gain 1. Nets with ReLU usually want he_init; batch norm makes both work.",
         snippet="""\
 import torch
@@ -118,8 +120,10 @@ class HeInit(_Initialization):
             "(fan_in) or gradients (fan_out) keep their size in a net with ReLU. Biases start at 0."
         ),
         source="He et al. 2015, arXiv:1502.01852, equations 10 and 14",
+        formula="normal:  weight ~ N(0, std^2), std = sqrt(2 / fan)\n"
+        "uniform: weight ~ U[-b, b], b = sqrt(6 / fan); fan = fan_in or fan_out",
         null="enabled: false",
-        cost="nothing",
+        cost="None.",
         suggested="normal with fan_out, as torchvision and timm draw the convolutions of their ResNets.",
         snippet="""\
 import torch
@@ -176,7 +180,7 @@ class TruncNormalInit(_Initialization):
         "at ±2, whatever their size. Biases start at 0. Other parameters, such as position tables, stay.",
         source="Liu et al. 2021, arXiv:2103.14030 (Swin) and 2022, arXiv:2201.03545 (ConvNeXt): their code",
         null="enabled: false",
-        cost="nothing",
+        cost="None.",
         suggested="0.02 for ViT, Swin and ConvNeXt, whose norms and residuals keep signals in bounds; timm's "
         "draw so by themselves. The cut, a hundred standard deviations away, never acts. he_init for nets "
         "with ReLU, and for any without normalization.",
@@ -232,8 +236,9 @@ class ZeroGamma(_Initialization):
             "starts as the identity and the net is easier to train at first."
         ),
         source="Goyal et al. 2017, arXiv:1706.02677, sec. 5.1; He et al. 2019, arXiv:1812.01187, sec. 3.1",
+        formula="y = shortcut(x) + gamma * normalized(branch(x)) + beta, gamma = 0 at the start",
         null="enabled: false (timm zeroes by default; trickbag does so only where this trick is in the bag)",
-        cost="nothing",
+        cost="None.",
         suggested="Large batches and high learning rates. Needs residual blocks that end in a normalization.",
         snippet="""\
 import torch

@@ -42,8 +42,11 @@ class LARS(_Optimizer):
         "layer moves too far at the large rates of large batches.",
         source="You et al. 2017, arXiv:1708.03888, algorithm 1, with the learning rate outside of the "
         "momentum (the same at a constant rate), as in timm and LARC",
+        formula="r = trust * |w| / (|g| + weight_decay * |w| + eps), for each parameter\n"
+        "m = momentum * m + r * (g + weight_decay * w)\n"
+        "w = w - lr * m",
         null=_NULL,
-        cost="one buffer of the size of the model, two norms per parameter",
+        cost="One buffer of the size of the model, two norms per parameter.",
         suggested="For batches of 4,096 and more, with no_bias_norm_decay, warmup and polynomial_decay of "
         "power 2: lr about 10 for 4,096 to 30 for 32,768 images, trust 0.001, weight_decay 1e-4. No gain for "
         "small batches.",
@@ -98,8 +101,12 @@ class LAMB(_Optimizer):
         "layer's weights.",
         source="You et al. 2020, arXiv:1904.00962, algorithm 2, in NVIDIA's form: gradients are clipped to a "
         "common norm first, and phi is the identity",
+        formula="g = gradient / max(1, |all gradients together| / max_norm)\n"
+        "m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2\n"
+        "u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w\n"
+        "w = w - lr * |w| / |u| * u, for each parameter",
         null=_NULL,
-        cost="two buffers of the size of the model, two norms per parameter",
+        cost="Two buffers of the size of the model, two norms per parameter.",
         suggested="ResNet strikes back (Wightman et al. 2021): lr 5e-3 to 8e-3 for batch 2,048, weight_decay "
         "0.01 to 0.02, with binary cross-entropy. It clips gradients by itself (max_norm).",
         snippet=TIMM.format(

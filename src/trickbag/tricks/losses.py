@@ -31,6 +31,7 @@ class LabelSmoothing(LossTrick):
         summary="Replaces a target t by t (1 - epsilon) + epsilon / classes, so that the model is not driven "
         "to ever larger logits. Commutes with mixup and cutmix.",
         source="Szegedy et al. 2016, arXiv:1512.00567, section 7",
+        formula="target * (1 - epsilon) + epsilon / classes",
         null="epsilon = 0",
         cost="None.",
         suggested="epsilon = 0.1. Helps with many classes and noisy labels, and makes probabilities less "

@@ -39,6 +39,7 @@ class MixSwitch(MixControlTrick):
         "the batch as it is, not what another has made of it.",
         source="timm's Mixup (switch_prob) and MMPretrain's RandomBatchAugment, as in DeiT (Touvron et "
         "al. 2021, arXiv:2012.12877, section 6) and Swin (Liu et al. 2021, arXiv:2103.14030, appendix A2.1)",
+        formula="P(mix k) = share_k / (sum of the shares of all mixes in the bag)",
         null="per = off",
         cost="None: one mix a batch instead of several. With per = image every mix is computed for the "
         "whole batch.",
@@ -133,6 +134,7 @@ class MixOff(MixControlTrick):
         summary="Trains the last epochs on images that are not mixed, as the model will meet them.",
         source="Ge et al. 2021 (YOLOX), arXiv:2107.08430, section 2.1: mosaic and mixup off for the last 15 "
         "epochs; timm's --mixup-off-epoch, which counts from the start (N there is total epochs - N here)",
+        formula="mixing in update i = 0, 1, ... while i < updates - epochs * updates per epoch",
         null="epochs = 0",
         cost="None; the last epochs save the mixing.",
         suggested="epochs = 15 of 300, or 5 to 10 % of training. Helps where mixed images are far from real "

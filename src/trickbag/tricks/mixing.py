@@ -35,6 +35,8 @@ class Mixup(MixTrick):
         summary="Trains on blends of two images, with targets blended by the same weight, drawn from "
         "Beta(alpha, alpha).",
         source="Zhang et al. 2018, arXiv:1710.09412, equation 1 and section 2",
+        formula="w ~ Beta(alpha, alpha)\n"
+        "image = w * image + (1 - w) * other, target = w * target + (1 - w) * other target",
         null="alpha = 0 (or p = 0)",
         cost="One pass over the batch. Needs more epochs: He et al. went from 120 to 200.",
         suggested="alpha = 0.2 for ImageNet and ResNets, 0.8 for transformers, 1 for CIFAR. Helps long "
@@ -101,6 +103,9 @@ class CutMix(MixTrick):
         summary="Pastes a box of another image of the batch into each image; targets are weighted by the "
         "pixels that changed hands, counted after the box is clipped at the border.",
         source="Yun et al. 2019, arXiv:1905.04899, equations 1 and 2",
+        formula="w ~ Beta(alpha, alpha), box of sqrt(1 - w) of each side around any pixel, clipped\n"
+        "image[box] = other[box], a = pixels of the box / pixels of the image\n"
+        "target = (1 - a) * target + a * other target",
         null="alpha = 0 (or p = 0)",
         cost="One pass over the batch. Needs more epochs than training without.",
         suggested="alpha = 1; p = 0.5 for small data sets (CIFAR). Helps long training and localization; "
@@ -172,6 +177,7 @@ class Mosaic(MixTrick):
         source="Bochkovskiy et al. 2020 (YOLOv4), arXiv:2004.10934, sections 3.3 and 4.2; as in the "
         "classifier of their code (AlexeyAB/darknet, load_data_augment). Close kin: RICAP, Takahashi et al. "
         "2018, arXiv:1811.09030",
+        formula="target = sum over the 4 quadrants of (its pixels / all pixels) * target of its image",
         null="p = 0",
         cost="One pass over the batch. Needs more epochs than training without.",
         suggested="darknet: p = 0.5 (a batch there, an image here), center = 0.2 to 0.8. Best known from "

@@ -41,7 +41,7 @@ class GhostBatchNorm(ModelTrick):
         cost="Saves no memory. Slower: one kernel for each ghost batch, and a copy of every output.",
         suggested="32 (16 to 64) for batches of 256 and more, whose statistics have hardly any noise left. "
         "Hurts with batches of less than about 64: parts of few images have poor statistics. A batch of n is "
-        "cut into n // size parts. Running statistics move once a step toward the mean of the parts' "
+        "cut into n // size parts. Running statistics move once a step, toward the mean over the parts "
         "(algorithm 1: once a part), so evaluation is that of batch norm.",
         snippet="""\
 import torch
@@ -57,8 +57,8 @@ first = model(images)[:16]
 torch.testing.assert_close(first, model(images[:16]))  # the first ghost batch sees itself alone
 """,
         aliases=("ghost BN", "GBN", "virtual batch size", "virtual batch normalization", "split batch norm"),
-        formula="y = (x - mean_g) / sqrt(var_g + eps) * weight + bias, over the ghost batch g of x; running "
-        "statistics move toward the mean over g of (mean_g, var_g)",
+        formula="y = (x - mean_g) / sqrt(var_g + eps) * weight + bias, over the ghost batch g of x\n"
+        "running statistics move toward the mean over g of (mean_g, var_g)",
         library="trickbag: neither torch nor timm has one that keeps a model's own norms (timm's split_bn "
         "gives each part weights of its own).",
     )
@@ -120,8 +120,8 @@ assert torch.equal(model(images), before)  # alone, it is batch norm
 # then torch.distributed.init_process_group() and DistributedDataParallel(model), in each process
 """,
         aliases=("SyncBN", "SyncBatchNorm", "cross-GPU batch norm", "CGBN", "synchronised BN"),
-        formula="y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over the images "
-        "of all processes",
+        formula="y = (x - mean) / sqrt(var + eps) * weight + bias\n"
+        "mean and var over the images of all processes",
         library="torch.nn.SyncBatchNorm on CUDA; a differentiable sum over processes of ours elsewhere, "
         "since torch's needs CUDA.",
     )

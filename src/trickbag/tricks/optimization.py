@@ -62,8 +62,11 @@ class SGD(_Optimizer):
         title="SGD with momentum",
         summary="Gradient descent along a running sum of gradients (heavy ball). Weight decay is L2.",
         source="Polyak 1964; Sutskever et al. 2013, in the form of torch.optim.SGD",
+        formula="g = gradient + weight_decay * w\n"
+        "m = momentum * m + (1 - dampening) * g (the first m is g)\n"
+        "w = w - lr * m",
         null=_NULL,
-        cost="one buffer of the size of the model",
+        cost="One buffer of the size of the model.",
         suggested="lr 0.1 for batch 256 with momentum 0.9 and weight decay 1e-4 (ImageNet), 5e-4 (CIFAR)."
         + _TRAP,
         snippet="""\
@@ -108,8 +111,9 @@ class Nesterov(_Optimizer):
         title="Nesterov momentum",
         summary="SGD that looks ahead along the momentum: it steps by gradient + momentum * new buffer.",
         source="Nesterov 1983; Sutskever et al. 2013, in the form of torch.optim.SGD(nesterov=True)",
+        formula="g = gradient + weight_decay * w\nm = momentum * m + g\nw = w - lr * (g + momentum * m)",
         null=_NULL,
-        cost="one buffer of the size of the model",
+        cost="One buffer of the size of the model.",
         suggested="lr 0.1 for batch 256 with momentum 0.9 (He et al. 2019)." + _TRAP,
         snippet="""\
 import torch
@@ -154,10 +158,12 @@ class AdamW(_Optimizer):
     example = {"lr": 2e-3, "weight_decay": 0.05}
     card = Card(
         title="AdamW",
-        summary="Scales steps by running means of gradients and their squares; decays weights beside that.",
+        summary="Scales steps by running means of gradients and their squares; decays weights separately.",
         source="Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2",
+        formula="m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2\n"
+        "w = w - lr * weight_decay * w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)",
         null=_NULL,
-        cost="two buffers of the size of the model",
+        cost="Two buffers of the size of the model.",
         suggested="lr 1e-3 for batch 1024, weight decay 0.05 with warmup for transformers; 0.01 otherwise.",
         snippet="""\
 import torch
@@ -222,6 +228,9 @@ class Muon(_Optimizer):
         "that rare directions are learned as fast as common ones. First and last layer, biases and norms "
         "go to AdamW or SGD.",
         source="Jordan et al. 2024, kellerjordan.github.io/posts/muon",
+        formula="m = momentum * m + g\n"
+        "u = orthogonalized(g + momentum * m), which is near U V^T if that sum is U S V^T\n"
+        "w = (1 - lr * weight_decay) * w - lr * s * u, s by `scale`",
         null=_NULL,
         cost="One buffer of the size of the model (two for what AdamW gets); a step takes some products of "
         "each weight with itself, which small batches feel.",

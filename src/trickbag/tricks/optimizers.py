@@ -54,8 +54,11 @@ class Adam(_Optimizer):
         title="Adam",
         summary="Scales steps by running means of gradients and their squares.",
         source="Kingma and Ba 2015, arXiv:1412.6980, algorithm 1",
+        formula="g = gradient + weight_decay * w\n"
+        "m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2\n"
+        "w = w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)",
         null=_NULL,
-        cost="two buffers of the size of the model",
+        cost="Two buffers of the size of the model.",
         suggested="lr 1e-3. With weight decay prefer AdamW: L2 goes through the same scaling as the gradient "
         "and hardly decays weights whose gradients are large.",
         snippet=_TORCH.format(optimizer="optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)"),
@@ -97,8 +100,11 @@ class RMSprop(_Optimizer):
         summary="Scales steps by the root of a running mean of squared gradients; momentum on top.",
         source="Tieleman and Hinton 2012, lecture 6.5; EfficientNet: Tan and Le 2019, arXiv:1905.11946, "
         "section 5.2",
+        formula="g = gradient + weight_decay * w, v = alpha * v + (1 - alpha) * g^2\n"
+        "torch:      m = momentum * m + g / (sqrt(v) + eps), w = w - lr * m\n"
+        "tensorflow: m = momentum * m + lr * g / sqrt(v + eps), w = w - m; v is 1 at first",
         null=_NULL,
-        cost="one buffer of the size of the model, two with momentum",
+        cost="One buffer of the size of the model, two with momentum.",
         suggested="EfficientNet and MobileNetV3 in timm: style tensorflow, alpha 0.9, eps 1e-3, momentum "
         "0.9, weight_decay 1e-5, lr 0.016 for batch 256. torchvision's MobileNetV3 takes torch's style with "
         "eps 0.0316, the root of that. Results differ between the styles: keep to the recipe's.",
@@ -142,10 +148,11 @@ class Lion(_Optimizer):
     card = Card(
         title="Lion",
         summary="Moves every weight by the learning rate, up or down by the sign of gradient and momentum "
-        "together; decays weights beside that.",
+        "together; decays weights separately.",
         source="Chen et al. 2023, arXiv:2302.06675, algorithm 2",
+        formula="w = (1 - lr * weight_decay) * w - lr * sign(b1 m + (1 - b1) g)\nm = b2 m + (1 - b2) g",
         null=_NULL,
-        cost="one buffer of the size of the model: half of AdamW's",
+        cost="One buffer of the size of the model: half of AdamW's.",
         suggested="A third to a tenth of AdamW's lr, and three to ten times its weight_decay; lr 1e-4 with "
         "weight_decay 0.5 to 1 for vision transformers at batch 4,096. Wants batches of 64 and more, and a "
         "schedule that goes down: its steps never get shorter by themselves.",

@@ -40,8 +40,9 @@ class NoBiasNormDecay(ParamGroupTrick):
             "He et al. 2019, arXiv:1812.01187, section 3.1; Jia et al. 2018, arXiv:1807.11205; tokens and "
             "position tables Liu et al. 2021, arXiv:2103.14030"
         ),
+        formula="weight_decay = 0 for all parameters but the weights of layers",
         null="enabled: false",
-        cost="nothing",
+        cost="None.",
         suggested="Nearly always, above all with large batches or strong decay. Needs weight_decay > 0.",
         snippet="""\
 import torch
@@ -103,8 +104,9 @@ class BackboneLR(ParamGroupTrick):
         "before moves slowly, what is new moves fast.",
         source="Yosinski et al. 2014, arXiv:1411.1792; Howard and Ruder 2018, arXiv:1801.06146, section 3.2 "
         "(discriminative fine-tuning)",
+        formula="lr of the classifier = lr, lr of all else = factor * lr",
         null="factor: 1",
-        cost="nothing",
+        cost="None.",
         suggested="0.1 for pretrained weights and a small data set; nearer to 1 the more data there is and "
         "the more it differs. Hurts where the backbone starts from random weights.",
         snippet="""\
@@ -159,12 +161,13 @@ class LayerDecay(ParamGroupTrick):
     example = {"rate": 0.75}
     card = Card(
         title="Layer-wise learning-rate decay",
-        summary="Multiplies the learning rate of a layer by rate ** (layers between it and the classifier): "
-        "low layers, whose features are general, hardly move.",
+        summary="Multiplies the learning rate of a layer by rate ** (number of layers above it), the "
+        "classifier being the top one: low layers, whose features are general, hardly move.",
         source="Clark et al. 2020, arXiv:2003.10555, appendix (ELECTRA); for images Bao et al. 2022, "
         "arXiv:2106.08254 (BEiT)",
+        formula="lr of layer l = lr * rate^(L - l), l = 0, ..., L from the first layer to the classifier",
         null="rate: 1",
-        cost="nothing",
+        cost="None.",
         suggested="0.65 to 0.75 for fine-tuning vision transformers of 12 layers, 0.75 to 0.9 for deeper "
         "ones and convolutional nets. Hurts where training starts from random weights.",
         snippet="""\

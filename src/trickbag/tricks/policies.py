@@ -115,6 +115,7 @@ class TrivialAugment(Policy):
         "magnitudes, drawn uniformly too. Nothing to tune.",
         source="Müller and Hutter 2021, arXiv:2103.10158, algorithm 1 with the wide augmentation space; as "
         "torchvision's TrivialAugmentWide",
+        formula="op(image, m), op uniform among 14, m uniform among 31 magnitudes and both signs",
         null="p = 0",
         cost="One operation an image.",
         suggested="As it is: the paper finds it at least as good as tuned policies on CIFAR, SVHN and "
@@ -171,6 +172,8 @@ class RandAugment(Policy):
         "magnitude.",
         source="Cubuk et al. 2020, arXiv:1909.13719, section 3; as torchvision's RandAugment (14 operations, "
         "31 magnitudes) or timm's rand_augment_transform (15 operations, magnitudes from 0 to 10)",
+        formula="op_n(... op_2(op_1(image, m), m) ..., m), n = num_ops, each op_k uniform among 14 or 15\n"
+        "timm: each with probability p and its own m ~ N(magnitude, mstd^2), cut off at 0 and mmax",
         null="num_ops = 0",
         cost="num_ops operations an image.",
         suggested="torchvision: num_ops 2, magnitude 9. timm: mstd 0.5, increasing, magnitude 6 or 7 for "
@@ -297,11 +300,12 @@ class AutoAugment(Policy):
         "pair's own probability and magnitude, all of which a search found on ImageNet, CIFAR-10 or SVHN.",
         source="Cubuk et al. 2019, arXiv:1805.09501, tables of policies in its appendix; as torchvision's "
         "AutoAugment",
+        formula="op_2(op_1(image, m_1), m_2), each with its own probability, the pair uniform among 25",
         null="p = 0",
         cost="At most two operations an image.",
         suggested="The policy of the data set that is most like yours: imagenet for photographs, cifar10 for "
-        "small ones, svhn for digits and signs. TrivialAugment's paper finds that one as good, with nothing "
-        "to choose.",
+        "small ones, svhn for digits and signs. TrivialAugment is as good in its paper, with "
+        "nothing to choose.",
         aliases=("AA", "auto augment", "learned augmentation policy", "autoaugment"),
         library="trickbag: torchvision augments one image at a time. Results equal its own on Pillow "
         "images, bit for bit",
@@ -353,6 +357,8 @@ class AugMix(Policy):
         "images.",
         source="Hendrycks et al. 2020, arXiv:1912.02781, algorithm 1, without its Jensen-Shannon loss; "
         "as torchvision's AugMix",
+        formula="mixed = m * image + (1 - m) * sum_k w_k * chain_k(image)\n"
+        "m ~ Beta(alpha, alpha), (w_1, ..., w_width) ~ Dirichlet(alpha, ..., alpha)",
         null="p = 0",
         cost="Six operations an image on average, at mixture_width 3, and the blending.",
         suggested="As it is, when images at test time differ from those of training (weather, noise, blur): "

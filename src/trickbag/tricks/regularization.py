@@ -38,7 +38,7 @@ class Dropout(ModelTrick):
         source="Srivastava et al. 2014, Dropout: a simple way to prevent neural networks from "
         "overfitting, section 4; at the classifier alone, as in timm's drop_rate",
         null="p = 0",
-        cost="nothing",
+        cost="None.",
         suggested="0.2 to 0.5 for fine-tuning and small data; 0.2 (B0) to 0.5 (B7) in EfficientNet. Little "
         "for a ResNet trained from scratch under strong augmentation and mixing, and too much of it "
         "underfits short runs.",
@@ -108,7 +108,7 @@ class StochasticDepth(ModelTrick):
         "nets of different depth that share weights. Branches are dropped, not images.",
         source="Huang et al. 2016, arXiv:1603.09382, section 3 and equation 4",
         null="p = 0",
-        cost="nothing: a branch is computed for the whole batch, also where it is left out.",
+        cost="None: a branch is computed for the whole batch, also where it is left out.",
         suggested="0.05 to 0.1 for ResNet-50 over 300 epochs and more, 0.2 / 0.3 / 0.5 for Swin-T / S / B. "
         "Helps deep nets and long training; a small net or a short run loses accuracy. linear is what "
         "timm, torchvision and Swin compute from one rate (timm's EfficientNets end a little below it, "
@@ -137,8 +137,8 @@ assert torch.equal(model(images), model(images))
             "stochastic depth rate",
             "layer drop",
         ),
-        formula="y = shortcut(x) + branch(x) * keep / (1 - p_l), keep = 1 with probability 1 - p_l, else 0, "
-        "for an image; block l of L: linear p_l = p (l - 1) / (L - 1), paper p_l = p l / L, uniform p_l = p",
+        formula="y = shortcut(x) + branch(x) * keep / (1 - p_l), keep = 1 with probability 1 - p_l, else 0\n"
+        "block l of L: p_l = p (l - 1) / (L - 1) (linear), p l / L (paper), p (uniform)",
         library="The numbers of timm's DropPath, in a module of ours: it is also put where timm's models "
         "have none, in the built-in nets and torchvision's ResNets.",
     )

@@ -38,6 +38,8 @@ class ResolutionRamp(ResolutionTrick):
         "to the size of the moment; augmentation and mixing act at that size.",
         source="Howard 2018, fast.ai on DAWNBench; Tan and Le 2021, arXiv:2104.00298, section 4; linear in "
         "epochs as in ffcv's ImageNet schedule (160 to 192 px)",
+        formula="size = image_size * (start + (1 - start) * x), rounded to a multiple of `multiple`\n"
+        "x from 0 at `begin` to 1 at `until`, by share of training at the start of the epoch",
         null="start: 1",
         cost="Saves time: a step takes about (size / image_size)^2 as long.",
         suggested="start 0.75, until 0.8. ffcv: start 0.83, begin 0.69, until 0.81, multiple 32. Not for "

@@ -39,6 +39,7 @@ class BalancedSampling(SamplerTrick):
         source="Kang et al. 2020, arXiv:1910.09217, section 3, sampling strategies (q there is 1 - power; "
         "0.5 is square-root sampling, Mahajan et al. 2018, arXiv:1805.00932); Shen et al. 2016, "
         "arXiv:1512.05830 (class-aware sampling)",
+        formula="share of class c in an epoch = n_c^(1 - power) / sum_k n_k^(1 - power)",
         null="power = 0",
         cost="A sort of the labels an epoch.",
         suggested="power = 1 for balanced accuracy, 0.5 as a compromise. Helps when classes count alike but "
@@ -123,6 +124,7 @@ class RepeatedAugmentation(SamplerTrick):
         source="Hoffer et al. 2020, arXiv:1901.09335 (batches grow there); at constant batch size Berman et "
         "al. 2019 (MultiGrain), arXiv:1902.05509, repeated augmentation; order as in the RASampler of DeiT, "
         "timm and torchvision",
+        formula="epoch = first ceil(n / repeats) images of a random order, each `repeats` times in a row",
         null="repeats = 1",
         cost="None.",
         suggested="repeats = 3 (DeiT, ResNet strikes back), 4 (torchvision's ResNet-50). Helps long training "

@@ -33,8 +33,9 @@ class LinearLRScaling(ScheduleTrick):
         title="Linear learning-rate scaling",
         summary="Scales the learning rate with the batch size: a larger batch has a less noisy gradient.",
         source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.1; He et al. 2019, arXiv:1812.01187, sec. 3.1",
+        formula="lr * batch_size / base_batch_size",
         null="base_batch_size: null",
-        cost="nothing",
+        cost="None.",
         suggested="A rate of 0.1 belongs to batch 256 (ResNet, ImageNet). Use warmup with it. Not for Adam.",
         snippet="""\
 import torch
@@ -84,11 +85,12 @@ class SqrtLRScaling(ScheduleTrick):
     card = Card(
         title="Square-root learning-rate scaling",
         summary="Scales the learning rate with the square root of the batch size, which keeps the noise of "
-        "steps the same where their length does not depend on that of the gradient.",
+        "training the same for optimizers whose steps do not grow with the gradient.",
         source="Krizhevsky 2014, arXiv:1404.5997; for Adam and RMSprop Malladi et al. 2022, "
         "arXiv:2205.10287; for LAMB You et al. 2020, arXiv:1904.00962",
+        formula="lr * sqrt(batch_size / base_batch_size)",
         null="base_batch_size: null",
-        cost="nothing",
+        cost="None.",
         suggested="For Adam, AdamW, LAMB, RMSprop and Lion. SGD wants linear scaling. The rule for Adam also "
         "moves betas and eps; for a batch a few times as large that matters little.",
         snippet="""\

@@ -54,8 +54,10 @@ class Warmup(ScheduleTrick):
             "factor start + (1 - start) i / m; other ways of counting by `reaches`."
         ),
         source="Goyal et al. 2017, arXiv:1706.02677, sec. 2.2; He et al. 2019, arXiv:1812.01187, sec. 3.1",
+        formula="lr = peak * (start + (1 - start) x), in update i = 1, ..., m of warmup\n"
+        "x = i / m (peak), (i - 1) / m (start), (i - 1) / (m - 1) (both)",
         null="epochs: 0",
-        cost="nothing",
+        cost="None.",
         suggested="5 epochs for large batches on ImageNet, 20 for transformers. torchvision: start 0.01, "
         "reaches start, stepping epoch; timm: reaches start, stepping epoch; MMPretrain: start 1e-3, "
         "reaches both.",
@@ -129,8 +131,9 @@ class StepDecay(ScheduleTrick):
         title="Step decay",
         summary="Drops the learning rate by a constant factor at given epochs; constant in between.",
         source="He et al. 2016, arXiv:1512.03385, sec. 3.4; He et al. 2019, arXiv:1812.01187, sec. 5.1",
+        formula="lr = peak * gamma^(number of milestones reached)",
         null="gamma: 1",
-        cost="nothing",
+        cost="None.",
         suggested="gamma 0.1 at epochs 30, 60 and 90 of 120 (ImageNet); at 1/2 and 3/4 of training (CIFAR).",
         snippet="""\
 import torch
@@ -148,7 +151,7 @@ for step in range(8):
 assert abs(optimizer.param_groups[0]["lr"] - 0.001) < 1e-12
 """,
         aliases=("MultiStepLR", "step schedule", "piecewise constant decay", "multi-step"),
-        library="closed form of torch's MultiStepLR, with milestones in epochs and steps in between allowed",
+        library="closed form of torch's MultiStepLR, with milestones in epochs, fractions of one allowed",
     )
 
     milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_ascending)] = (
@@ -190,8 +193,10 @@ class CosineDecay(ScheduleTrick):
         title="Cosine decay",
         summary="Lets the learning rate fall slowly, then almost linearly, then slowly again.",
         source="Loshchilov and Hutter 2017, arXiv:1608.03983; He et al. 2019, arXiv:1812.01187, sec. 5.1",
+        formula="lr = peak * (final + (1 - final) (1 + cos(pi x)) / 2)\n"
+        "x from 0 after warmup to 1 at the end",
         null="final: 1",
-        cost="nothing",
+        cost="None.",
         suggested="Has no milestones to tune: the first choice. He et al.: 77.16 to 77.91 % (ResNet-50-D). "
         "torchvision, timm and MMPretrain change the rate once an epoch: stepping epoch.",
         snippet="""\

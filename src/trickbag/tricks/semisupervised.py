@@ -131,6 +131,8 @@ class SelfTraining(_FromPredictions):
         source="Lee 2013, Pseudo-Label (hard labels); Xie et al. 2020, arXiv:1911.04252, section 2 (soft "
         "labels, threshold, a noised student as large as the teacher); for relabeling Reed et al. 2015, "
         "arXiv:1412.6596, section 3",
+        formula="image without label: q if max(q) >= threshold, q = teacher(image) or one_hot(argmax q)\n"
+        "relabel: (1 - share) * one_hot(label) + share * q",
         null="pool: null and relabel: false",
         cost="The teacher's training and one pass over the images; n times classes floats in memory.",
         suggested="Many more images than labels: threshold 0.3 with soft labels (Xie et al.) or 0.95 with "
@@ -208,6 +210,8 @@ class LabelPropagation(_FromPredictions):
         source="Zhou et al. 2004, Learning with Local and Global Consistency; with features of a deep net "
         "Iscen et al. 2019, arXiv:1904.04717 (certainty: equation 11; it weights its loss by it, here it "
         "is the threshold)",
+        formula="F = (I - alpha S)^-1 Y, S = D^-1/2 W D^-1/2; the rows of F divided by their sums\n"
+        "W[i, j] = 1 if j is a neighbor of i, D its column sums, Y the known labels, one-hot",
         null="pool: null and relabel: false",
         cost="The other model's training, one pass over the images, distances between all pairs of images "
         "(minutes for 50,000), and an iteration over n times neighbors edges.",

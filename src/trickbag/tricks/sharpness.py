@@ -33,6 +33,8 @@ class SAM(StepTrick):
         "it started: flat minima are preferred to sharp ones.",
         source="Foret et al. 2021, arXiv:2010.01412, algorithm 1; adaptive: Kwon et al. 2021, "
         "arXiv:2102.11600, algorithm 1",
+        formula="g = gradient of the loss at w + rho * g_0 / |g_0|, g_0 = gradient at w\n"
+        "adaptive: at w + rho * t^2 g_0 / |t g_0|, t = |w| + 0.01 for each weight",
         null="rho: 0",
         cost="Two passes per update: about twice the time. A copy of the weights. Compare with twice the "
         "epochs of plain training.",

@@ -42,6 +42,7 @@ class RandomGamma(ImageTrick):
         "as they are, and what lies between gets darker or brighter, as with another exposure or display.",
         source="operation as torchvision's adjust_gamma; RandomGamma of Albumentations, AdjustGamma of "
         "MMSegmentation",
+        formula="image^gamma on the scale 0 to 1, log gamma uniform, with probability p",
         null="p = 0",
         cost="A table of 256 values an image.",
         suggested="gamma 0.8 to 1.25, up to 0.5 to 2 where light varies a lot (driving at night, X-rays). "
@@ -97,10 +98,13 @@ class CLAHE(ImageTrick):
     card = Card(
         title="CLAHE",
         summary="Contrast-limited adaptive histogram equalization: cuts each image into tiles, flattens each "
-        "tile's histogram no further than a limit, and interpolates between tiles. Of colors the luma (ITU-R "
-        "601) is equalized, and red, green and blue change by the same amount.",
+        "tile's histogram no further than a limit, and interpolates between tiles. In color images the "
+        "luma (ITU-R 601) is equalized, and red, green and blue change by the same amount.",
         source="Pizer et al. 1987, Adaptive Histogram Equalization and Its Variations; Zuiderveld 1994, "
         "Graphics Gems IV; details as OpenCV's createCLAHE",
+        formula="most = clip_limit * n / 256 for a tile of n pixels, excess = sum_u max(0, count(u) - most)\n"
+        "table(v) = 255 / n * sum_{u <= v} (min(count(u), most) + excess / 256)\n"
+        "each pixel: between the tables of the four nearest tiles, by distance",
         null="p = 0",
         cost="Several passes over the pixels of the chosen images; with channels = each, three times that.",
         suggested="clip_limit (1, 4) as in Albumentations; tiles of 16 pixels or more a side: 8 tiles for "
@@ -172,6 +176,7 @@ class RandomGrayscale(ImageTrick):
         summary="Replaces red, green and blue of an image by its luma (ITU-R 601), with probability p, so "
         "that color alone cannot decide.",
         source="Chen et al. 2020, arXiv:2002.05709, appendix A; operation as torchvision's RandomGrayscale",
+        formula="R = G = B = 0.299 R + 0.587 G + 0.114 B, with probability p",
         null="p = 0",
         cost="A pass over the pixels of the chosen images.",
         suggested="p = 0.1 to 0.2, for images in color that will be met in other light or through other "

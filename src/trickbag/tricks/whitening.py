@@ -42,6 +42,7 @@ class Whitening(ModelTrick):
         "scaled to the same power, and their negatives. After GELU, the model's own first convolution takes "
         "them instead of colors. It is computed once from training images as evaluation shows them.",
         source="Page 2018, How to train your ResNet, part 8; Jordan 2024, arXiv:2404.00498, section 3.1",
+        formula="filters = eigenvectors of E[x x^T] / sqrt(eigenvalue + eps), x the patches; and -filters",
         null="kernel: 0",
         cost="One convolution more at full size (24 channels for color and kernel 2), and a first one with 8 "
         "times the inputs; seconds at the start.",
