@@ -38,7 +38,7 @@ class GaussianBlur(ImageTrick):
         summary="Convolves each image, with probability p, with a Gaussian whose width is drawn for each "
         "image, so that fine texture cannot decide.",
         source="Chen et al. 2020, arXiv:2002.05709, appendix A (p = 0.5, sigma from 0.1 to 2.0)",
-        formula="blurred[i] = sum_d w_d image[i + d], along rows and along columns\n"
+        formula="blurred[i] = sum_d w_d image[i + d], along rows and columns, with probability p\n"
         "w_d proportional to exp(-d^2 / (2 sigma^2)), |d| <= ceil(3 sigma), sum 1",
         null="p = 0",
         cost="Two passes over the pixels of the chosen images, each the longer the larger sigma.",
@@ -102,7 +102,7 @@ class GaussianNoise(ImageTrick):
         "sensor does in poor light; the noise is stronger in one image than in another.",
         source="Bishop 1995, Training with Noise Is Equivalent to Tikhonov Regularization, section 2; "
         "Rusak et al. 2020, arXiv:2001.06057 (on robustness to corruptions)",
-        formula="image + s n, n ~ N(0, 1) for each value, s ~ U(std) for each image",
+        formula="image + s n with probability p, n ~ N(0, 1) for each value, s ~ U(std) for each image",
         null="p = 0",
         cost="A hash and a table lookup for each value of the chosen images.",
         suggested="std up to 0.05 for noisy cameras; 0.1 and more for robustness to corruptions, which costs "

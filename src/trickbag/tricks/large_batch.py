@@ -42,7 +42,7 @@ class LARS(_Optimizer):
         "layer moves too far at the large rates of large batches.",
         source="You et al. 2017, arXiv:1708.03888, algorithm 1, with the learning rate outside of the "
         "momentum (the same at a constant rate), as in timm and LARC",
-        formula="r = trust * |w| / (|g| + weight_decay * |w| + eps), for each parameter\n"
+        formula="r = trust * |w| / (|g| + weight_decay * |w| + eps) if the parameter is decayed, else 1\n"
         "m = momentum * m + r * (g + weight_decay * w)\n"
         "w = w - lr * m",
         null=_NULL,
@@ -104,7 +104,7 @@ class LAMB(_Optimizer):
         formula="g = gradient / max(1, |all gradients together| / max_norm)\n"
         "m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2\n"
         "u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w\n"
-        "w = w - lr * |w| / |u| * u, for each parameter",
+        "w = w - lr * |w| / |u| * u for each decayed parameter, w - lr * u for others",
         null=_NULL,
         cost="Two buffers of the size of the model, two norms per parameter.",
         suggested="ResNet strikes back (Wightman et al. 2021): lr 5e-3 to 8e-3 for batch 2,048, weight_decay "

@@ -35,7 +35,7 @@ class MixedPrecision(PrecisionTrick):
             "32; fp16 also scales the loss so that small gradients do not vanish."
         ),
         source="Micikevicius et al. 2018, arXiv:1710.03740; He et al. 2019, arXiv:1812.01187, section 3.2",
-        formula="y = layer(16 bits of x, 16 bits of weights); the weights themselves are kept in 32 bits\n"
+        formula="y = layer(x in 16 bits, weights in 16 bits); the weights are kept in 32 bits\n"
         "fp16: g = gradient(scale * loss) / scale; on overflow, no update and a smaller scale",
         null="dtype: fp32",
         cost=(

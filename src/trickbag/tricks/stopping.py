@@ -30,7 +30,8 @@ class EarlyStopping(StopTrick):
         summary="Ends training once the metric on the selection split has not improved for `patience` "
         "evaluations. The test split is never looked at.",
         source="Prechelt 1998, Early Stopping - But When?, section 2; counting as in Keras' EarlyStopping",
-        formula="improved: metric > best so far + min_delta; stop after `patience` evaluations without",
+        formula="improved: metric > best so far + min_delta\n"
+        "stop after `patience` evaluations in a row that have not improved",
         null="patience = None",
         cost="None; it saves the epochs that it cuts off.",
         suggested="patience = 5 to 10 evaluations with a constant learning rate, for fine-tuning small data "
