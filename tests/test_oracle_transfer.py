@@ -114,16 +114,28 @@ def test_start_from_begins_where_the_other_run_ended(bench: Bench) -> None:
     source = Source(recipe=first.replace(epochs=1).data())
     place = Bench(bench.data, bench.folder / "begin")
     place.folder.mkdir()
-    run = place.train(recipe(StartFrom(source=source), Freeze(), **SMALL), fresh=False)
+    run = place.train(
+        recipe(StartFrom(source=source), Freeze(), **SMALL),
+        fresh=False,
+        upstream_runs=place.folder / "upstream",
+    )
     (other,) = (place.folder / "upstream").iterdir()
     wanted, found = tensors(Run(other)), tensors(run)
     for name, value in wanted.items():
         assert torch.equal(found[name], value) is not name.startswith("fc."), name
     written = (other / "result.json").stat().st_mtime_ns
-    again = place.train(recipe(StartFrom(source=source, head="new"), **SMALL), fresh=False)
+    again = place.train(
+        recipe(StartFrom(source=source, head="new"), **SMALL),
+        fresh=False,
+        upstream_runs=place.folder / "upstream",
+    )
     assert (other / "result.json").stat().st_mtime_ns == written
     assert len(list((place.folder / "upstream").iterdir())) == 1
-    direct = place.train(recipe(StartFrom(run=str(other), head="new"), **SMALL), fresh=False)
+    direct = place.train(
+        recipe(StartFrom(run=str(other), head="new"), **SMALL),
+        fresh=False,
+        upstream_runs=place.folder / "upstream",
+    )
     assert fingerprint(direct) == fingerprint(again)
 
 
@@ -132,7 +144,9 @@ def test_fixres_trains_head_and_last_norm_at_a_larger_size(bench: Bench) -> None
     tricks = (StartFrom(source=Source(recipe=low.data())), Freeze(train="head_and_norm"))
     place = Bench(bench.data, bench.folder / "fixres")
     place.folder.mkdir()
-    run = place.train(recipe(*tricks, **(SMALL | {"image_size": 32})), fresh=False)
+    run = place.train(
+        recipe(*tricks, **(SMALL | {"image_size": 32})), fresh=False, upstream_runs=place.folder / "upstream"
+    )
     (other,) = (place.folder / "upstream").iterdir()
     wanted, found = tensors(Run(other)), tensors(run)
     moved = {name for name, value in wanted.items() if not torch.equal(found[name], value)}

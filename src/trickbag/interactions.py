@@ -108,6 +108,7 @@ def _partly_frozen(bag: Any, context: Context) -> bool:
 
 TAILS = ("cosine_decay", "one_cycle", "polynomial_decay", "constant_cooldown", "piecewise_linear")
 OVERWRITTEN = ("xavier_init", "he_init", "trunc_normal_init", "zero_gamma", "whitening")
+"""What writes weights that ``start_from`` replaces; filters of whitening come from the other run, too."""
 
 INTERACTIONS: tuple[Interaction, ...] = (
     # Errors: the result would not be what the recipe says.
@@ -312,6 +313,14 @@ INTERACTIONS: tuple[Interaction, ...] = (
     Interaction(
         ("dropout", "stochastic_depth"),
         "both draw from one generator: taking stochastic_depth out changes the masks of dropout too",
+    ),
+    *(
+        Interaction(
+            (pseudo, weights),
+            "weights of classes come from the labels alone, not from images that join or change their class",
+        )
+        for pseudo in ("self_training", "label_propagation")
+        for weights in ("class_weights", "class_balanced")
     ),
     *(
         Interaction(("start_from", kind), "the weights that training starts from overwrite it")

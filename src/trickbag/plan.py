@@ -90,6 +90,26 @@ class Context:
         build = tasks.of(self.recipe.task).build_model
         return build(self.recipe.model, self.facts, Stream(0, "init"), "meta")
 
+    def upstream_model(self, source: Source) -> nn.Module:
+        """The model of a source on the meta device, as its own recipe edits it.
+
+        Raises:
+            TrickbagError, OSError, ValueError: there is none.
+        """
+        if source.model is not None:
+            spec = ModelSpec(name=source.model, weights=source.weights, pretrained=True)
+            other, facts = self.recipe.replace(model=spec, tricks=Bag()), self.facts
+        elif source.run is not None:
+            from trickbag.recipe.read import load
+
+            other = load(Path(source.run) / "recipe.yaml")
+            other = other.without(*(t.kind for t in other.tricks.values() if t.sources()))
+            facts = DataFacts.of(json.loads((Path(source.run) / "run.json").read_text())["facts"])
+        else:
+            other, facts = recipe_of(source), self.facts
+        compiled = compile(other, facts, self.device_type).recipe
+        return Plan(compiled, facts, self.timeline).build_model(Stream(0), "meta")
+
 
 @dataclass(frozen=True)
 class Plan:

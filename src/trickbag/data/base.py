@@ -32,7 +32,8 @@ class DataSpec(BaseModel):
             never straddle two splits.
         split_seed: seed of the split; runs of one study share it.
         selection, test: share of images for each split that the source does not bring itself.
-        train_size: use only so many training images (stratified); None uses all.
+        train_size: use only so many training images (stratified), the rest is the split ``unlabeled``; None
+            uses all.
         max_bad: share of unreadable images past which loading stops.
         cache: True to keep decoded images on disk, shared by later runs.
         memory_share: decoded images are kept resident if they fit this share of memory.

@@ -34,7 +34,7 @@ from trickbag.engine.freezing import Freezer
 from trickbag.engine.interrupt import Interrupt
 from trickbag.engine.run import Run, code_version, run_id, versions
 from trickbag.engine.state import State, Trainee
-from trickbag.engine.targets import Learned, learned
+from trickbag.engine.targets import Learned, learned, transductive
 from trickbag.engine.upstream import ensure, settle, upstreams_of
 from trickbag.errors import UsageError
 from trickbag.plan import Plan
@@ -171,18 +171,23 @@ def _train(
     model = model.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     upstreams = upstreams_of(plan, data, device.torch_device)
     if checkpoint.newest(run.path / "checkpoint") is None:
-        for heir in (trick for trick in plan.models if trick.sources()):
+        heirs = [trick for trick in plan.models if trick.sources()]
+        for heir in heirs:
             heir.inherit(model, upstreams[heir.kind])
-        _calibrate(plan, model, data.splits["train"], device)
+        if not heirs:
+            _calibrate(plan, model, data.splits["train"], device)
     optimizer = plan.build_optimizer(model)
     averages = {trick.kind: trick.start(model) for trick in plan.weights}
     state = State()
     trainee = Trainee(model, optimizer, averages, getattr(fabric._precision, "scaler", None), state)
     if main or (run.path / "checkpoint").exists():
         trainee.restore(run)
+    # Processes agree on what has gradients when the model is set up: freeze before.
+    freezer = Freezer(plan, model, device.world)
+    model.train()
+    freezer.apply(state.step)
     forward, stepper = fabric.setup(device.compiled(model), optimizer)
     weights, objective = Weights(model, averages), plan.objective(upstreams)
-    freezer = Freezer(plan, model, device.world)
 
     known: Learned = learned(plan, data, upstreams)
     train_split = on_device(known.split, device.torch_device)
@@ -195,7 +200,6 @@ def _train(
     clock = state.clock
     loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=device.torch_device)
     saved = reported = time.perf_counter()
-    forward.train()
 
     with Interrupt() as interrupt:
         source = iter(train_split.batches(batches.requests(state.step), device.workers))
@@ -379,6 +383,7 @@ def _outcome(run: Run, plan: Plan, trainee: Trainee, status: str, device: Device
         "steps": state.step,
         "epochs": state.step / plan.timeline.steps_per_epoch,
         "stopped_early": state.stopped,
+        "transductive": transductive(plan),
         "parameters": sum(p.numel() for p in trainee.model.parameters()),
         "metrics": {},
         "cost": {

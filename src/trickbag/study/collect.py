@@ -96,15 +96,17 @@ def _arm(conduct: Conduct, arm: Arm, metric: str) -> ArmResult:
         weights = readout.weights if all(readout.weights in row for row in rows) else RAW
         curve = [(row["epoch"], POINTS * row[weights][metric]) for row in rows if weights in row]
         seconds = result["cost"]["seconds"] if result else 0.0
+        told = bool((result or {}).get("transductive"))
         if result is not None and result["status"] == "diverged":
             message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
-            runs.append(RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message))
+            runs.append(RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told))
         elif metrics is None:
             message = failures.get(conduct.job(training, seed, threads=1).name, "has not been run")
             runs.append(RunResult(seed, run.id, "failed", None, {}, seconds, curve, message))
         else:
             rest = {name: value for name, value in metrics.items() if name != metric}
-            runs.append(RunResult(seed, run.id, "finished", POINTS * metrics[metric], rest, seconds, curve))
+            value = POINTS * metrics[metric]
+            runs.append(RunResult(seed, run.id, "finished", value, rest, seconds, curve, transductive=told))
     return ArmResult(arm.name, arm.name, list(arm.on), runs)
 
 

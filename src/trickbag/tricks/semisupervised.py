@@ -306,13 +306,14 @@ def spread_labels(
     features = np.asarray(features, dtype=np.float64)
     length = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.where(length > 0, length, 1)
-    # An iteration brings the error down by alpha, up to what weights of nodes may differ by.
+    # An iteration brings the error down by alpha. Images many steps from a label get very little of it, of
+    # which the shares must be right all the same.
     spreading = LabelSpreading(
         kernel="knn",
         n_neighbors=neighbors + 1,  # it counts the image itself
         alpha=alpha,
-        tol=1e-10 * len(features),
-        max_iter=10 + int(np.ceil(np.log(1e-13) / np.log(alpha))),
+        tol=1e-13 * len(features),
+        max_iter=10 + int(np.ceil(np.log(1e-17) / np.log(alpha))),
     ).fit(unit, labels)
     arrived = spreading.label_distributions_
     found = np.full((len(features), classes), np.nan)

@@ -131,17 +131,14 @@ assert torch.allclose(model[:4](gray), trained[:4](gray.expand(-1, 3, -1, -1)), 
                 fix="set model.pretrained: false and no model.weights, or --without start_from",
             )
         # Problems of the source itself, and of other edits, are reported where they arise.
-        find = getattr(context, "upstream_model", None)
         try:
-            other = None if find is None else find(self.source)
-            model = _edited(context)
-        except TrickbagError:
+            other, model = context.upstream_model(self.source), _edited(context)
+        except (TrickbagError, OSError, ValueError, KeyError):
             return
-        if other is not None:
-            try:
-                self._take(model, other.state_dict())
-            except CheckpointError as error:
-                yield error.problems[0]
+        try:
+            self._take(model, other.state_dict())
+        except CheckpointError as error:
+            yield error.problems[0]
 
     def edit(self, model: nn.Module, stream: Stream) -> nn.Module:
         """Return the model as it is: it gets its weights once all edits are done."""
