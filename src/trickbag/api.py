@@ -226,7 +226,7 @@ def chosen_sizes(
 
     first, change = _together(run, change)
     first, _, facts = _identity(first)
-    recipe = _changed(first.reading_recipe(), change)
+    recipe = _changed(first.recipe(), change)
     if not any(trick.candidates(*recipe.evaluation) for trick in recipe.tricks.of(PredictTrick)):
         return {}
     compiled = planning.compile(recipe, facts, Device(device).type)
@@ -247,7 +247,7 @@ def _together(
     if not runs:
         raise UsageError("no run is named", expected="at least one")
     first, *rest = runs
-    members = tuple(Source(run=str(_identity(other)[0].path.absolute())) for other in rest)
+    members = tuple(Source(run=str(_identity(other)[0].path.resolve())) for other in rest)
 
     def joined(recipe: Recipe) -> Recipe:
         recipe = recipe if change is None else change(recipe)
@@ -269,7 +269,7 @@ def _open(
     from trickbag.errors import DataError
 
     run, trained_on, facts = _identity(run)
-    recipe = _changed(run.reading_recipe(), change)
+    recipe = _changed(run.recipe(), change)
     loaded = load(trained_on if data is None else _spec(data))
     if facts.classes != loaded.facts.classes:
         raise DataError(
@@ -302,11 +302,11 @@ def _identity(run: str | Path | Run) -> tuple[Run, DataSpec, DataFacts]:
 
 
 def _changed(recipe: Recipe, change: Callable[[Recipe], Recipe] | None) -> Recipe:
-    from trickbag.engine.run import training_part
+    from trickbag.engine.run import readable, training_part
     from trickbag.errors import CheckpointError
 
     if change is None:
-        return recipe
+        return readable(recipe)
     changed = change(recipe)
     bare = recipe.model.model_copy(update={"weights": None})
     trained = [training_part(r.replace(model=bare)) for r in (recipe, changed)]
@@ -315,7 +315,7 @@ def _changed(recipe: Recipe, change: Callable[[Recipe], Recipe] | None) -> Recip
             "this change would have needed training",
             expected=f"a change of {', '.join(Recipe.PREDICT_ONLY)} or of predict tricks",
         )
-    return changed
+    return readable(changed)
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ def predict(
 
     first, change = _together(run, change)
     first, spec, facts = _identity(first)
-    compiled = planning.compile(_changed(first.reading_recipe(), change), facts, Device(device).type)
+    compiled = planning.compile(_changed(first.recipe(), change), facts, Device(device).type)
     mode: Literal["gray", "rgb"] = "gray" if facts.channels == 1 else "rgb"
     split, bad = read_files([Path(image) for image in images], mode, Recoding(spec.short_side))
     if not len(split):

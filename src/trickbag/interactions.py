@@ -47,7 +47,8 @@ class Interaction:
 
 
 def _trained(bag: Any, context: Context) -> bool:
-    return context.recipe.model.starts_pretrained or "start_from" in bag
+    given = "start_from" in bag and bag["start_from"].source is not None
+    return context.recipe.model.starts_pretrained or given
 
 
 def _random(bag: Any, context: Context) -> bool:

@@ -24,7 +24,7 @@ from trickbag.engine.readout import (
     measure,
     probabilities,
 )
-from trickbag.engine.run import Run
+from trickbag.engine.run import Run, name_of
 from trickbag.errors import CheckpointError
 from trickbag.plan import Plan
 from trickbag.tricks.base import Bag
@@ -211,6 +211,9 @@ class Reader:
         upstreams: dict[str, Upstreams] = {}
         for trick in readout.tricks:
             named = trick.sources().items()
+            runs = [name_of(Path(source.run)) for _, source in named if source.run is not None]
+            if twice := sorted({name for name in runs if runs.count(name) > 1}):
+                raise CheckpointError(f"run {twice[0]} is named twice: it would count twice")
             upstreams[trick.kind] = {
                 name: self._member(f"trick {trick.kind}, {name}", source, readout.crop)
                 for name, source in named
@@ -230,10 +233,11 @@ class Reader:
     def _member(self, where: str, source: Source, size: int) -> upstream.Knowledge:
         """A trained model that says something of the run's own classes from images of ``size`` pixels."""
         if source in self._members:
+            self._members[source].check(size, where)
             return self._members[source]
         if source.run is not None:
             path = Path(source.run)
-            if path.resolve() == self.run.path.resolve():
+            if name_of(path) == name_of(self.run.path):
                 fix = "give it a seed of its own"
                 raise CheckpointError(f"{path} is the run itself: it would count twice", where=where, fix=fix)
             if (Run(path).result() or {}).get("status") != "finished":

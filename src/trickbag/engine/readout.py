@@ -15,7 +15,7 @@ from trickbag import tasks
 from trickbag.data.base import Split
 from trickbag.engine import checkpoint
 from trickbag.engine.batches import eval_batches
-from trickbag.engine.run import Run
+from trickbag.engine.run import Run, name_of
 from trickbag.errors import CheckpointError
 from trickbag.functional.snapshots import Together, snapshots_of
 from trickbag.plan import Plan
@@ -83,17 +83,12 @@ def _by_name(trick: Trick) -> Trick:
     found = {}
     for name, source in trick.sources().items():
         if source.run is not None:
-            found[name] = source.model_copy(update={"run": _run_name(Path(source.run))})
+            found[name] = source.model_copy(update={"run": name_of(Path(source.run))})
         elif source.weights is not None:
             with open(source.weights, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             found[name] = source.model_copy(update={"weights": digest})
     return trick.with_sources(found) if found else trick
-
-
-def _run_name(path: Path) -> str:
-    # The name that the run was given, even if its directory has been copied to another one since.
-    return str((Run(path).result() or {}).get("run", path.resolve().name))
 
 
 def main_readout(plan: Plan) -> ReadOut:

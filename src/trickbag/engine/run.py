@@ -95,9 +95,19 @@ def _identity(source: Source, facts: DataFacts, seed: int, device_type: str) -> 
         name = run_id(other, facts, seed if source.seed is None else source.seed, device_type)
         return {"run": name, "averaged": source.averaged}
     if source.run is not None:
-        return {"run": Path(source.run).resolve().name, "averaged": source.averaged}
+        return {"run": name_of(Path(source.run)), "averaged": source.averaged}
     weights = None if source.weights is None else _file_digest(source.weights)
     return {"model": source.model, "weights": weights}
+
+
+def name_of(path: Path) -> str:
+    """The name that a run was given, even if its directory has been copied to another one since."""
+    return str((Run(path).result() or {}).get("run", path.resolve().name))
+
+
+def readable(recipe: Recipe) -> Recipe:
+    """A recipe less what is needed for training alone: other runs, which may be gone by now."""
+    return recipe.without(*(t.kind for t in recipe.tricks.values() if t.sources() and not t.passive))
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,8 @@ class Run:
         return load(self.path / "recipe.yaml")
 
     def reading_recipe(self) -> Recipe:
-        """Its recipe less what was needed for training alone: other runs, which may be gone by now."""
-        recipe = self.recipe()
-        return recipe.without(*(t.kind for t in recipe.tricks.values() if t.sources() and not t.passive))
+        """Its recipe less what was needed for training alone."""
+        return readable(self.recipe())
 
     def result(self) -> dict[str, Any] | None:
         """Outcome of a run that ended (finished or diverged); None if it has not, or is damaged."""

@@ -36,7 +36,7 @@ from trickbag.engine.run import Run, code_version, run_id, versions
 from trickbag.engine.state import State, Trainee
 from trickbag.engine.targets import Learned, learned, transductive
 from trickbag.engine.upstream import ensure, settle, upstreams_of
-from trickbag.errors import UsageError
+from trickbag.errors import PlanError, Problem, UsageError
 from trickbag.plan import Plan
 from trickbag.rng import Stream
 
@@ -124,6 +124,11 @@ def train(
     for other in missing:
         ensure(other, data, device, progress)
     run = Run(Path(runs) / run_id(plan.recipe, data.facts, seed, place))
+    for trick in plan.bag.values():
+        for name, source in trick.sources().items():
+            if source.run is not None and Path(source.run).resolve().name == run.id:
+                what = "the run itself: it would count twice"
+                raise PlanError(Problem(what, f"trick {trick.kind}, {name}", fix="give it a seed of its own"))
     if device.rank > 0:
         if run.result() is None:
             _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
@@ -182,6 +187,7 @@ def _train(
     trainee = Trainee(model, optimizer, averages, getattr(fabric._precision, "scaler", None), state)
     if main or (run.path / "checkpoint").exists():
         trainee.restore(run)
+    transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
     # Processes agree on what has gradients when the model is set up: freeze before.
     freezer = Freezer(plan, model, device.world)
     model.train()
@@ -194,7 +200,6 @@ def _train(
     selection = data.splits["selection"]
     batches = TrainBatches(plan, train_split, seed, device.rank, device.world, device.type)
     dropout = Stream(seed, "model")
-    transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
     evaluations = evaluation_steps(plan)
     check_every = 1 if device.type == "cpu" else CUDA_CHECK
     clock = state.clock

@@ -32,6 +32,7 @@ IN_EPOCHS: Mapping[str, str] = {
     "mix_off": "epochs",
     "freeze": "epochs",
     "swa": "every",
+    "snapshot_ensemble": "every",
 }
 """Settings that count epochs, by the trick that they belong to."""
 SHORT_WARMUP = 2
@@ -278,7 +279,7 @@ def rest(work: Work, device_type: str) -> None:
     distillation = work.get("distillation")
     if distillation is not None and work.facts.num_classes != IMAGENET_CLASSES:
         teacher = distillation.teacher
-        if teacher.model is not None and teacher.weights is None:
+        if teacher is not None and teacher.model is not None and teacher.weights is None:
             reason = (
                 f"{teacher.model} knows the {IMAGENET_CLASSES} classes of ImageNet; one that is trained on "
                 "the data first is given as distillation.teacher={recipe: ...}"

@@ -18,6 +18,22 @@ from trickbag.recipe.model import Recipe, explain, read_bag
 Path_ = tuple[str | int, ...]
 
 
+MODELS = ("recipe", "run", "model")
+"""What another trained model may be; naming one replaces what was named before."""
+
+
+def _make_room(values: dict[str, Any], path: Path_, value: Any) -> None:
+    """Take the other ways to name a model out of the settings that are about to name one."""
+    whole = isinstance(value, Mapping)
+    named = set(MODELS) & (set(value) if whole else {path[-1]})
+    target: Any = values
+    for part in path if whole else path[:-1]:
+        target = target.get(part) if isinstance(target, dict) else None
+    if named and isinstance(target, dict) and (set(MODELS) - named) & set(target):
+        for key in (*MODELS, "set", "seed", "weights"):
+            target.pop(key, None)
+
+
 @dataclass
 class Draft:
     """A recipe in the making: plain data, and where each value was written."""
@@ -34,6 +50,8 @@ class Draft:
 
     def put(self, path: Path_, value: Any, where: str) -> None:
         """Set one value, making the mappings on the way."""
+        if len(path) > 2:
+            _make_room(self.values, path, value)
         target: dict[Any, Any] = self.values
         for depth, part in enumerate(path[:-1], 1):
             if not isinstance(target.get(part), dict):
@@ -275,7 +293,7 @@ def _draft(
         removed = [removed]
     for index, kind in enumerate(removed):
         draft.drop(str(kind), origin.get(("without", index), origin.get(("without",), str(path))))
-    tricks = raw.pop("tricks", None)
+    tricks = _placed(raw.pop("tricks", None), path.parent)
     if isinstance(tricks, dict):
         _put_tricks(draft, [(kind, settings, origin[("tricks", kind)]) for kind, settings in tricks.items()])
     elif tricks is not None:
@@ -290,6 +308,20 @@ def _draft(
         draft.put((key,), value, origin[(key,)])
     draft.origin.update(origin)
     return draft
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    """Settings in which recipes, runs and weights of other models that lie beside the file are absolute."""
+    if isinstance(value, list):
+        return [_placed(inner, folder) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _placed(inner, folder) for key, inner in value.items()}
+    for key in ("recipe", "run", "weights"):
+        name = found.get(key)
+        if isinstance(name, str) and name not in published() and (folder / name).exists():
+            found[key] = str((folder / name).absolute())
+    return found
 
 
 def _locate(name: str, where: str | None, base: Path | None) -> Path:

@@ -169,7 +169,7 @@ class Conduct:
                 t.recipe,
                 self.spec.data,
                 0,
-                "",
+                str(self.folder.runs),
                 device=self.spec.device,
                 threads=threads,
                 timing=True,

@@ -116,7 +116,7 @@ def _train(job: Job, send: Callable[[Any], None]) -> dict[str, Any]:
     readouts = [main_readout(reader) for reader in readers]
     for reader in readers:
         for ahead in settle(reader, job.seed, Path(job.runs), device.type)[1]:
-            ensure(ahead, data, device)
+            ensure(ahead, data, device, lambda status: send(("status", status)))
     unique = list({readout.digest: readout for readout in readouts}.values())
     run = train(
         plan,
@@ -138,6 +138,11 @@ def _time(job: Job) -> dict[str, Any]:
     from trickbag.engine.train import evaluation_steps, train
 
     plan, data, device = _prepare(job)
+    from trickbag.engine.upstream import ensure, settle
+
+    plan, missing = settle(plan, job.seed, Path(job.runs), device.type)
+    for ahead in missing:
+        ensure(ahead, data, device)
     result: dict[str, Any] = {}
     for steps in (3, 13):
         short = replace(plan, timeline=replace(plan.timeline, steps=min(steps, plan.timeline.steps)))

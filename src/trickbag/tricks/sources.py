@@ -36,6 +36,16 @@ class Source(BaseModel):
     weights: str | None = None
     averaged: bool = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A plain text names a recipe; a single change needs no list."""
+        if isinstance(value, str):
+            return {"recipe": value}
+        if isinstance(value, dict) and isinstance(value.get("set"), str):
+            return value | {"set": (value["set"],)}
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> Source:
         given = [name for name in ("recipe", "run", "model") if getattr(self, name) is not None]
