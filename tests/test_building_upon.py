@@ -153,3 +153,18 @@ def test_fitting_without_a_teacher() -> None:
     facts = data.facts(data.spec("digits"))
     chosen = load("digits_baseline").with_tricks(Distillation(alpha=0.0, teacher=None))
     assert "distillation" in fit(chosen, facts).recipe.tricks
+
+
+def test_a_study_keeps_what_it_builds_upon(tmp_path: Path) -> None:
+    from trickbag.study.spec import StudySpec
+
+    path = _write(tmp_path, TINY)
+    student = load(path).with_tricks(Distillation(teacher=Source(recipe=str(path), set=("epochs=2",))))
+    spec = StudySpec(baseline=load(path), candidate=student, data=data.spec("digits"))
+    path.unlink()
+    trick = spec.candidate.tricks["distillation"]
+    assert isinstance(trick, Distillation)
+    assert trick.teacher is not None
+    assert isinstance(trick.teacher.recipe, dict)
+    assert trick.teacher.recipe["epochs"] == 2
+    assert [change.key for change in spec.layout.factors[0].changes] == ["distillation"]

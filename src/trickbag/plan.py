@@ -367,6 +367,25 @@ def recipe_of(source: Source) -> Recipe:
     return load(source.recipe, set_=source.set)
 
 
+def whole(recipe: Recipe, depth: int = 0) -> Recipe:
+    """The recipe with those that its tricks build upon written out instead of named.
+
+    A circle of recipes stays named from some depth on, for a plan to refuse.
+
+    Raises:
+        RecipeError: one of them cannot be read.
+    """
+    tricks = []
+    for trick in recipe.tricks.values():
+        named = {n: s for n, s in trick.sources().items() if isinstance(s.recipe, str) and depth <= MOST_DEEP}
+        full = {
+            name: source.model_copy(update={"recipe": whole(recipe_of(source), depth + 1).data(), "set": ()})
+            for name, source in named.items()
+        }
+        tricks.append(trick.with_sources(full) if full else trick)
+    return recipe.replace(tricks=Bag(tricks))
+
+
 def _source_problems(trick: Trick, context: Context, depth: int) -> Iterator[Problem]:
     """What keeps the models that a trick builds upon from being trained or used."""
     from trickbag import tasks

@@ -50,6 +50,8 @@ def describe(value: Any) -> str:
         return f"{value.kind}({inner})" if inner else value.kind
     if isinstance(value, Source):
         given = value.model_dump(exclude_defaults=True)
+        if isinstance(source := given.get("recipe"), dict):
+            given["recipe"] = f"one of {len(source.get('tricks') or {})} tricks"
         return ", ".join(f"{name}={describe(v)}" for name, v in given.items())
     if isinstance(value, float):
         return f"{value:g}"

@@ -10,9 +10,9 @@ from typing import Any
 
 from trickbag import tasks
 from trickbag.engine.device import available_cores
-from trickbag.engine.evaluate import RAW, main_readout
+from trickbag.engine.evaluate import RAW, Reader, main_readout
 from trickbag.engine.files import read_json, write_text
-from trickbag.engine.run import code_version, versions
+from trickbag.engine.run import Run, code_version, versions
 from trickbag.recipe.diff import describe
 from trickbag.recipe.read import dump
 from trickbag.report.content import ArmResult, Confirmation, Factor, ReportData, RunResult
@@ -96,7 +96,7 @@ def _arm(conduct: Conduct, arm: Arm, metric: str) -> ArmResult:
         weights = readout.weights if all(readout.weights in row for row in rows) else RAW
         curve = [(row["epoch"], POINTS * row[weights][metric]) for row in rows if weights in row]
         seconds = result["cost"]["seconds"] if result else 0.0
-        told = bool((result or {}).get("transductive"))
+        told = bool((result or {}).get("transductive")) or _transductive(conduct, arm, run)
         if result is not None and result["status"] == "diverged":
             message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
             runs.append(RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told))
@@ -108,6 +108,17 @@ def _arm(conduct: Conduct, arm: Arm, metric: str) -> ArmResult:
             value = POINTS * metrics[metric]
             runs.append(RunResult(seed, run.id, "finished", value, rest, seconds, curve, transductive=told))
     return ArmResult(arm.name, arm.name, list(arm.on), runs)
+
+
+def _transductive(conduct: Conduct, arm: Arm, run: Run) -> bool:
+    """Whether another model that an arm predicts with has learned from test images."""
+    readout = main_readout(conduct.plans[arm.name])
+    if run.result() is None or not any(trick.sources() for trick in readout.tricks):
+        return False
+    settled = Reader(run, conduct.plans[arm.name]).settled(readout)
+    members = (source.run for trick in settled.tricks for source in trick.sources().values())
+    results = (Run(Path(path)).result() or {} for path in members if path is not None)
+    return any(bool(result.get("transductive")) for result in results)
 
 
 def _failures(conduct: Conduct) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from trickbag.data.base import DataSpec
 from trickbag.engine.files import read_json, write_json, write_text
 from trickbag.errors import StudyError
+from trickbag.plan import whole
 from trickbag.recipe.model import Recipe
 from trickbag.recipe.read import dump, load
 from trickbag.study.design import Design, Layout, lay_out
@@ -50,6 +51,12 @@ class StudySpec(BaseModel):
     delta: float = Field(default=0.5, ge=0)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     device: str = "cpu"
+
+    @field_validator("baseline", "candidate")
+    @classmethod
+    def _whole(cls, recipe: Recipe) -> Recipe:
+        """What the recipe builds upon is kept with the study: files may move or change later."""
+        return whole(recipe)
 
     @field_validator("seeds")
     @classmethod
