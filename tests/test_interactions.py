@@ -95,3 +95,19 @@ def test_initial_values_over_pretrained_weights_are_refused(tmp_path: Any) -> No
     recipe = load("small_fast", with_=("zero_gamma",), set_=("model.name=resnet18", "model.pretrained=true"))
     with pytest.raises(PlanError, match="would overwrite pretrained weights"):
         planning.compile(recipe, FACTS)
+
+
+def test_a_study_says_what_its_candidate_would(tmp_path: Any) -> None:
+    from typer.testing import CliRunner
+
+    from trickbag.cli.main import app
+
+    command = ["study", "run", "digits", "--baseline", "digits_baseline", "--candidate", "digits_baseline"]
+    small = ["--set", "epochs=1", "--set", "data.train_size=100", "--set", "image_size=8", "--seeds", "1"]
+    changed = tmp_path / "candidate.yaml"
+    changed.write_text("extends: digits_baseline\ntricks: {ema: {decay: 0.99999}}\n")
+    command[6] = str(changed)
+    place = ["--out", str(tmp_path / "study"), "--runs", str(tmp_path / "runs"), "--workers", "1"]
+    done = CliRunner().invoke(app, [*command, *small, *place])
+    assert done.exit_code == 0, done.output
+    assert "too slow for so few steps" in " ".join(done.output.split())

@@ -268,11 +268,15 @@ def conduct_and_show(
 ) -> None:
     """Run a study to its report, with live progress; exit status 130 if it was interrupted."""
     from trickbag import api
+    from trickbag.study.design import CANDIDATE
     from trickbag.study.outline import outline
 
     out = console(quiet=as_json)
     conduct = _conduct(spec, folder, runs, out)
     show_outline(out, outline(spec, conduct.data.facts))
+    # What the candidate's own training would say is said before it is paid for.
+    for note in conduct.plans[CANDIDATE].notes:
+        out.print(f"[yellow]note[/yellow] {note}", soft_wrap=True)
     executor = api.make_executor(spec.device, workers, threads)
     left = conduct.pending(threads)
     total = len(conduct.trainings) * len(spec.seeds)
