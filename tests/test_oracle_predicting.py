@@ -370,7 +370,7 @@ def test_members_that_are_recipes_are_trained_first_and_see_images_as_in_their_o
     assert [r.label for r in readouts] == ["raw", "ema", "raw+ensemble", "ema+ensemble"]
     reader = Reader(run, plan, bench.data)
     (other,) = reader.settled(readouts[-1]).tricks[0].members
-    assert Path(other.run).parent == bench.folder / "upstream"
+    assert str(Path(other.run).parent) == f"{bench.folder}-upstream"
     theirs, _ = reader_of(Path(other.run), bench)
     split = bench.data.splits["test"]
     own = reader.probabilities(ReadOut("ema", (), 15, 12), split)
