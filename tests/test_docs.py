@@ -8,8 +8,10 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trickbag.recipe import published
 from trickbag.tricks import catalogue
@@ -48,6 +50,22 @@ def test_reading_it_asks_for_nothing_from_outside(site: Path) -> None:
         assert not found, (page.name, found)
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+@pytest.mark.parametrize("kind", ["gaussian_blur", "mosaic", "random_resized_crop", "one_cycle"])
+def test_a_card_has_a_picture_of_what_the_trick_does(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import build_docs
+
+    trick = catalogue()[kind]
+    name = build_docs.picture(trick, build_docs.photographs(), tmp_path)
+    assert name is not None
+    shown = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert min(shown.shape[:2]) > 100
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+    assert f"../pictures/{name}" in build_docs.trick_page(trick, name)
 
 
 def test_the_trick_of_the_guide_works() -> None:
