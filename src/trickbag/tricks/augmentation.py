@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -35,9 +35,29 @@ Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Ratios = Annotated[tuple[Ratio, Ratio], AfterValidator(ascending)]
 
 
-def sometimes(op: Op, p: float, count: int, generator: np.random.Generator) -> np.ndarray:
-    """``(count,)`` uint8: ``op`` with probability ``p``, each on its own, and ``IDENTITY`` otherwise."""
-    return np.where(generator.random(count) < p, op, Op.IDENTITY).astype(np.uint8)
+class Sometimes(ImageTrick):
+    """One operation, done to each image with some probability.
+
+    Attributes:
+        p: probability, for each image.
+    """
+
+    op: ClassVar[Op]
+    null_setting = {"p": 0}
+
+    p: Probability = 0.5
+
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[np.ndarray | float]:
+        """Arguments of the operation: each a number, or ``(count,)``."""
+        raise NotImplementedError
+
+    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
+        """One step, or none where p is 0."""
+        if not self.p:
+            return ()
+        generator, count = stream.numpy(batch.step), batch.shape[0]
+        ops = np.where(generator.random(count) < self.p, self.op, Op.IDENTITY).astype(np.uint8)
+        return (Step.of(ops, *self.arguments(count, generator)),)
 
 
 class RandomFlip(ImageTrick):
@@ -90,7 +110,7 @@ for _ in range(3):
         return (Step.of(Op.FLIP, uniform[0] < self.p, uniform[1] < self.vertical),)
 
 
-class VerticalFlip(ImageTrick):
+class VerticalFlip(Sometimes):
     """Swaps top and bottom of each image with some probability.
 
     Attributes:
@@ -99,7 +119,7 @@ class VerticalFlip(ImageTrick):
 
     kind = "vertical_flip"
     rank = 11
-    null_setting = {"p": 0}
+    op = Op.FLIP
     card = Card(
         title="Random vertical flip",
         summary="Swaps top and bottom of each image with probability p, every image on its own.",
@@ -128,13 +148,9 @@ for _ in range(3):
 """,
     )
 
-    p: Probability = 0.5
-
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``FLIP``, or nothing where p is 0."""
-        if not self.p:
-            return ()
-        return (Step.of(sometimes(Op.FLIP, self.p, batch.shape[0], stream.numpy(batch.step)), 0, 1),)
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[float]:
+        """Not left and right, but top and bottom."""
+        return 0, 1
 
 
 class AlternatingFlip(ImageTrick):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from pydantic import AfterValidator, Field
 
-from trickbag.imageops.program import Op, Step
-from trickbag.tricks.augmentation import Probability, ascending, sometimes
+from trickbag.imageops.program import Op
+from trickbag.tricks.augmentation import Probability, Sometimes, ascending
 from trickbag.tricks.base import Card
-from trickbag.tricks.stages import Batch, ImageTrick
 
 if TYPE_CHECKING:
-    from trickbag.rng import Stream
+    pass
 
 Sigma = Annotated[float, Field(gt=0, le=10)]
 Sigmas = Annotated[tuple[Sigma, Sigma], AfterValidator(ascending)]
 Deviations = Annotated[tuple[Probability, Probability], AfterValidator(ascending)]
 
 
-class GaussianBlur(ImageTrick):
+class GaussianBlur(Sometimes):
     """Blurs each image with some probability.
 
     Attributes:
@@ -31,7 +31,7 @@ class GaussianBlur(ImageTrick):
 
     kind = "gaussian_blur"
     rank = 65
-    null_setting = {"p": 0}
+    op = Op.BLUR
     example = {"p": 1.0}
     card = Card(
         title="Gaussian blur",
@@ -66,24 +66,19 @@ for _ in range(3):
 """,
     )
 
-    p: Probability = 0.5
     sigma: Sigmas = (0.1, 2.0)
 
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``BLUR``, or nothing where p is 0."""
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
+        """Radii, and the shape of the kernel."""
         import torch
 
         from trickbag.functional.filters import blur_shape
 
-        if not self.p:
-            return ()
-        generator, count = stream.numpy(batch.step), batch.shape[0]
-        ops = sometimes(Op.BLUR, self.p, count, generator)
         radii, ratios = blur_shape(torch.from_numpy(generator.uniform(*self.sigma, count)))
-        return (Step.of(ops, radii.numpy(), ratios.numpy()),)
+        return radii.numpy(), ratios.numpy()
 
 
-class GaussianNoise(ImageTrick):
+class GaussianNoise(Sometimes):
     """Adds normal noise to each image with some probability.
 
     Attributes:
@@ -94,7 +89,7 @@ class GaussianNoise(ImageTrick):
 
     kind = "gaussian_noise"
     rank = 67
-    null_setting = {"p": 0}
+    op = Op.NOISE
     example = {"p": 1.0, "std": (0.02, 0.1)}
     card = Card(
         title="Gaussian noise",
@@ -129,14 +124,9 @@ for _ in range(3):
 """,
     )
 
-    p: Probability = 0.5
     std: Deviations = (0.0, 0.05)
 
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``NOISE``, or nothing where p is 0."""
-        if not self.p:
-            return ()
-        generator, count = stream.numpy(batch.step), batch.shape[0]
-        ops = sometimes(Op.NOISE, self.p, count, generator)
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
+        """Standard deviations in levels, and two seeds for the pixels."""
         deviations = 255 * generator.uniform(*self.std, count)
-        return (Step.of(ops, deviations, *generator.integers(2**31, size=(2, count))),)
+        return (deviations, *generator.integers(2**31, size=(2, count)))

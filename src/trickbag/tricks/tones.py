@@ -10,20 +10,18 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from trickbag.errors import Problem
-from trickbag.imageops.program import Op, Step
-from trickbag.tricks.augmentation import Probability, Ratios, ascending, sometimes
+from trickbag.imageops.program import Op
+from trickbag.tricks.augmentation import Probability, Ratios, Sometimes, ascending
 from trickbag.tricks.base import Card
-from trickbag.tricks.stages import Batch, ImageTrick
 
 if TYPE_CHECKING:
     from trickbag.plan import Context
-    from trickbag.rng import Stream
 
 ClipLimit = Annotated[float, Field(gt=0, le=256)]
 ClipLimits = Annotated[tuple[ClipLimit, ClipLimit], AfterValidator(ascending)]
 
 
-class RandomGamma(ImageTrick):
+class RandomGamma(Sometimes):
     """Raises values on the scale 0 to 1 to a power drawn for each image.
 
     Attributes:
@@ -32,9 +30,9 @@ class RandomGamma(ImageTrick):
     """
 
     kind = "random_gamma"
+    op = Op.GAMMA
     # What light and color do, then what a lens does, then what a sensor does: 61 to 63, 65, 67.
     rank = 61
-    null_setting = {"p": 0}
     example = {"p": 1.0}
     card = Card(
         title="Random gamma",
@@ -67,20 +65,15 @@ for _ in range(3):
 """,
     )
 
-    p: Probability = 0.5
     gamma: Ratios = (0.8, 1.25)
 
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``GAMMA``, or nothing where p is 0."""
-        if not self.p:
-            return ()
-        generator, count = stream.numpy(batch.step), batch.shape[0]
-        ops = sometimes(Op.GAMMA, self.p, count, generator)
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
+        """Exponents."""
         low, high = np.log(self.gamma)
-        return (Step.of(ops, np.exp(low + (high - low) * generator.random(count))),)
+        return (np.exp(low + (high - low) * generator.random(count)),)
 
 
-class CLAHE(ImageTrick):
+class CLAHE(Sometimes):
     """Equalizes the histograms of small tiles, with a limit to how much contrast may grow.
 
     Attributes:
@@ -93,7 +86,7 @@ class CLAHE(ImageTrick):
 
     kind = "clahe"
     rank = 62
-    null_setting = {"p": 0}
+    op = Op.CLAHE
     example = {"p": 1.0, "tiles": 2}
     card = Card(
         title="CLAHE",
@@ -134,19 +127,13 @@ for _ in range(3):
 """,
     )
 
-    p: Probability = 0.5
     clip_limit: ClipLimits = (1.0, 4.0)
     tiles: int = Field(default=8, ge=1, le=64)
     channels: Literal["luma", "each"] = "luma"
 
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``CLAHE``, or nothing where p is 0."""
-        if not self.p:
-            return ()
-        generator, count = stream.numpy(batch.step), batch.shape[0]
-        ops = sometimes(Op.CLAHE, self.p, count, generator)
-        limits = generator.uniform(*self.clip_limit, count)
-        return (Step.of(ops, limits, self.tiles, self.channels == "each"),)
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[np.ndarray | float]:
+        """Limits, tiles, and whether each channel is on its own."""
+        return generator.uniform(*self.clip_limit, count), self.tiles, self.channels == "each"
 
     def notes(self, context: Context) -> Iterable[str]:
         """OpenCV's limit is a whole number of pixels, at least one."""
@@ -160,7 +147,7 @@ for _ in range(3):
             )
 
 
-class RandomGrayscale(ImageTrick):
+class RandomGrayscale(Sometimes):
     """Takes the color out of each image with some probability.
 
     Attributes:
@@ -169,7 +156,7 @@ class RandomGrayscale(ImageTrick):
 
     kind = "random_grayscale"
     rank = 63
-    null_setting = {"p": 0}
+    op = Op.SATURATION
     example = {"p": 0.5}
     card = Card(
         title="Random grayscale",
@@ -203,11 +190,9 @@ for step in range(3):
 
     p: Probability = 0.1
 
-    def draw(self, batch: Batch, stream: Stream) -> Sequence[Step]:
-        """One ``SATURATION`` of 0, or nothing where p is 0."""
-        if not self.p:
-            return ()
-        return (Step.of(sometimes(Op.SATURATION, self.p, batch.shape[0], stream.numpy(batch.step)), 0),)
+    def arguments(self, count: int, generator: np.random.Generator) -> Sequence[float]:
+        """No color is left."""
+        return (0,)
 
     def check(self, context: Context) -> Iterable[Problem]:
         """Gray images have no color to take away."""
