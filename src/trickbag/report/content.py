@@ -33,6 +33,9 @@ class RunResult:
         curve: ``(epoch, value)`` of the primary metric on the selection split.
         message: why it diverged or failed.
         transductive: test images, without their labels, took part in its training.
+        costs: ``training_seconds``, ``inference_ms`` (an image, on the study's device), ``memory_mb`` (peak
+            of the process), ``epochs`` (trained for this run alone), as far as measured.
+        stage: round of the study that asked for it first.
     """
 
     seed: int
@@ -44,6 +47,8 @@ class RunResult:
     curve: list[tuple[float, float]] = field(default_factory=list)
     message: str = ""
     transductive: bool = False
+    costs: dict[str, float] = field(default_factory=dict)
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,135 @@ class Factor:
     before: str
     after: str
     passive: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that is measured of every run.
+
+    Attributes:
+        name: key in ``RunResult.metrics`` or ``RunResult.costs``; the primary one is ``RunResult.value``.
+        label: for people, with the unit.
+        scale: what a stored number is multiplied by to be shown (100 for fractions shown in points).
+        higher_is_better: None if neither is.
+    """
+
+    name: str
+    label: str
+    scale: float = 1.0
+    higher_is_better: bool | None = True
+
+
+@dataclass(frozen=True)
+class PairEffect:
+    """Interaction of two factors, in points: what one buys more (or less) when the other is on.
+
+    Attributes:
+        first, second: keys of the factors.
+        estimate: of the interaction.
+        low, high: its interval; None without one.
+        aliased: other interactions that the design cannot tell from it, as ``"a x b"``.
+    """
+
+    first: str
+    second: str
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    aliased: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the study, as a row of its history.
+
+    Attributes:
+        name: pilot, screen, refine, confirm, or the design's name.
+        rounds: decisions that it took.
+        runs: training runs that it added.
+        seconds: time that they took, one after the other.
+        text: what was decided in it, and why, in words.
+    """
+
+    name: str
+    rounds: int
+    runs: int
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The recipe that the study recommends: best expected value less the price of its training time.
+
+    Attributes:
+        factors_on: keys of its factors.
+        arm: name of the arm, if it was run.
+        recipe: YAML.
+        gain: expected gain over the baseline in points, on the selection split.
+        low, high: interval of that expectation; None without one.
+        cost_multiple: training time as a multiple of the baseline's.
+        reasons: a sentence for each factor, by key: why it is in or out.
+    """
+
+    factors_on: list[str]
+    arm: str | None
+    recipe: str
+    gain: float
+    low: float | None
+    high: float | None
+    cost_multiple: float | None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One look at the sealed split."""
+
+    time: str
+    split: str
+    arms: list[str]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms on fresh seeds, in points.
+
+    Attributes:
+        plus, minus: names of the arms.
+        split: ``selection`` or the sealed one.
+        difference: mean of plus minus minus.
+        low, high: t interval at the corrected level.
+        low_bca, high_bca: bias-corrected and accelerated bootstrap interval; None with too few seeds.
+        p: two-sided p-value of the paired t test.
+        p_holm: after Holm's correction over the comparisons of its split.
+        chance: probability that a new run of plus beats a new run of minus with the same seed.
+        pairs: ``(seed, difference)``.
+    """
+
+    plus: str
+    minus: str
+    split: str
+    difference: float
+    low: float | None
+    high: float | None
+    low_bca: float | None
+    high_bca: float | None
+    p: float | None
+    p_holm: float | None
+    chance: float | None
+    pairs: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What the model of a study left unexplained of one run, in points."""
+
+    arm: str
+    seed: int
+    fitted: float
+    residual: float
 
 
 @dataclass(frozen=True)
@@ -137,6 +271,19 @@ class ReportData:
             are shown as durations.
         provenance: code version, data fingerprint, data facts, seeds, hardware, versions, command.
         recipes: YAML by name.
+        metrics: what can be shown in place of the primary metric, costs included; the primary one first.
+        analyses: the same effects in terms of each of the other metrics, by name, in the metric's own unit
+            times its scale. They inform; verdicts are about the primary metric.
+        stages: what was done, in order.
+        recommendation: recipe to use; None where the design gives none.
+        interactions: pairs of factors, largest first.
+        attribution: share of each factor, by key, in the gain of the recommended recipe (or else of the
+            candidate) over the baseline, in points: its own effect and half of each interaction.
+        chances: probability, by factor key, that a run with it beats the run of the same seed without.
+        comparisons: arms on fresh seeds.
+        openings: every look at the sealed split.
+        residuals: of the model behind ``analysis``.
+        aliases: what the design cannot tell apart, a sentence each.
     """
 
     title: str
@@ -154,6 +301,17 @@ class ReportData:
     plan: dict[str, float | int | str | None] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     recipes: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    analyses: dict[str, Analysis] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    recommendation: Recommendation | None = None
+    interactions: list[PairEffect] = field(default_factory=list)
+    attribution: dict[str, float] = field(default_factory=dict)
+    chances: dict[str, float] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    openings: list[Opening] = field(default_factory=list)
+    residuals: list[Residual] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
 
     def arm(self, name: str) -> ArmResult | None:
         """The arm of that name, if it was run."""
