@@ -1,4 +1,4 @@
-"""What a study asks for, round by round: points of a design, readings of them, and who decides what follows."""
+"""What a study asks for, round by round: points of a design, readings of them, and what follows from them."""
 
 from __future__ import annotations
 
