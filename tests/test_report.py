@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
+import gzip
 import io
+import json
 import math
 import re
 import shutil
@@ -12,7 +16,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from report_examples import auto_example, broken
 from trickbag.errors import StudyError
 from trickbag.report.content import (
     ArmResult,
@@ -268,23 +275,189 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@functools.cache
+def auto():
+    return auto_example()
+
+
+def parts(page):
+    """The page's scripts by kind, and the HTML without them."""
+    found = dict(re.findall(r"<script(?: type=\"([\w/]+)\")?[^>]*>(.*?)</script>", page, re.DOTALL))
+    return found, re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+def whole(data):
+    """Check everything that holds of every page; its scripts and its HTML without them."""
+    page = render(data)
+    parsed = Page(page)
+    assert parsed.open == []
+    links = [r for r in parsed.references if r != "data:,"]
+    assert all(r.startswith("#") for r in links)
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {r[1:] for r in links} <= set(ids)
+    scripts, html = parts(page)
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", html)
+    assert "@import" not in page
+    known = re.sub(r"loss (?:is )?nan at step", "", html, flags=re.IGNORECASE)
+    assert not re.findall(r'[\s"\[×](?:nan|inf|NaN|Infinity|None|undefined)[\s"\],]', known)
+    assert set(scripts) <= {"application/json", "text/plain", ""}
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 2_000_000
+    return scripts, html
+
+
 @pytest.mark.parametrize("factors", [1, 6, 14])
 @pytest.mark.parametrize("design", ["ladder", "leave-one-out", "one-at-a-time"])
 def test_page_is_whole_and_self_contained(design, factors):
-    page = render(example(design, factors=factors, seeds=3))
-    parsed = Page(page)
-    assert parsed.open == []
-    assert "script" not in parsed.tags
-    assert set(parsed.references) == {"data:,"}
-    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
-    assert "@import" not in page
-    assert "nan" not in re.findall(r'[\s"](nan|inf|None|undefined)[\s"]', page)
-    assert len(page.encode()) < 500_000
+    whole(example(design, factors=factors, seeds=3))
 
 
-def test_large_study_stays_under_two_megabytes():
-    page = render(example(factors=20, seeds=8, curve=300))
-    assert len(page.encode()) < 2_000_000
+def test_auto_page_is_whole_and_says_everything():
+    data = auto()
+    scripts, html = whole(data)
+    for said in ("alert('x')", "<b>bold</b>"):
+        assert said not in html
+    assert "Attribution, not measured rungs" in html
+    assert "confounded with 3 others" in html
+    assert "opened on 2025-03-04T10:12:00Z for baseline, recommended and all on seeds 100–107" in html
+    plain = html.replace("\N{NO-BREAK SPACE}", " ")
+    assert all(stage.text in plain for stage in data.stages)
+    assert all(run.run_id in html for arm in data.arms for run in arm.runs)
+    assert "Methods and provenance" in html
+    facts = json.loads(scripts["application/json"])
+    packed = json.loads(gzip.decompress(base64.b64decode(scripts["text/plain"])))
+    assert set(packed) == {m["name"] for m in facts["metrics"]} - {"accuracy"}
+    assert all(set(figures) == {"forest", "ladder", "pareto", "slopes"} for figures in packed.values())
+    effect = next(e for e in data.analyses["nll"].effects if e.factor == "mixup")
+    assert points(effect.estimate, 3)[:5] in packed["nll"]["forest"]
+    assert "◂ better" in packed["nll"]["forest"]
+    assert render(data) == render(data)
+
+
+def test_every_effect_leads_to_its_runs():
+    data = example("leave-one-out", factors=5, seeds=4)
+    facts = json.loads(whole(data)[0]["application/json"])
+    runs = [(arm.name, run.seed) for arm in data.arms for run in arm.runs]
+    for effect, behind in zip(data.analysis.effects, facts["effects"], strict=True):
+        assert behind["label"] == data.label(effect.factor)
+        for arm, side in zip((effect.plus, effect.minus), behind["sides"], strict=True):
+            assert [runs[i] for i in side] == [(arm, seed) for seed, _ in effect.pairs]
+    data = auto_example(factors=4)
+    facts = json.loads(whole(data)[0]["application/json"])
+    runs = [(arm, run) for arm in data.arms for run in arm.runs]
+    for effect, behind in zip(data.analysis.effects, facts["effects"], strict=True):
+        fitted = [i for i, (_, run) in enumerate(runs) if run.value is not None]
+        assert sorted(behind["sides"][0] + behind["sides"][1]) == fitted
+        assert all(effect.factor in runs[i][0].factors_on for i in behind["sides"][0])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [example(factors=30, seeds=10, curve=300), auto_example(30, 10, screened=32, curve=100)],
+    ids=["leave-one-out", "auto"],
+)
+def test_large_study_stays_under_two_megabytes(data):
+    whole(data)
+
+
+def test_recommendation_and_claim_are_kept_apart():
+    data = auto()
+    said = verdict(data)
+    assert said.headline.startswith("Recommended: label_smoothing: absent → 0.1, mixup(alpha=0.2)")
+    assert (
+        "+2.71 points of accuracy [+2.40, +3.02] over the baseline, at ×1.68 the training time"
+        in said.headline
+    )
+    assert said.claims[0].startswith(
+        "Shown: the recommended recipe beats the baseline on the sealed test split"
+    )
+    assert len(said.claims) == 2, "claims rest on the sealed split"
+    assert "8 fresh seeds" in said.claims[0]
+    assert any("4 runs of the candidate diverged, which counts as an outcome" in r for r in said.remarks)
+    weak = [dataclasses.replace(c, low=-1.0, p=0.2, p_holm=0.4) for c in data.comparisons]
+    said = verdict(dataclasses.replace(data, comparisons=weak))
+    assert all(c.startswith("Not shown: a difference") for c in said.claims)
+    assert said.headline.startswith("Recommended")
+    level = [
+        dataclasses.replace(c, difference=0.01, low=-0.1, high=0.12, p_holm=1.0) for c in data.comparisons
+    ]
+    said = verdict(dataclasses.replace(data, comparisons=level))
+    assert "equals the baseline to within ±0.2 points" in said.claims[0]
+    text = methods(data)
+    for part in ("pilot (7 runs), screen", "not a claim", "Holm", "half of its interactions", "opened once"):
+        assert part in text
+    none = dataclasses.replace(data.recommendation, factors_on=[], arm="baseline")
+    assert "the baseline as it is" in verdict(dataclasses.replace(data, recommendation=none)).headline
+
+
+def test_recommendation_without_fresh_seeds():
+    data = example("leave-one-out", factors=3, seeds=4)
+    advised = auto_example(factors=3, seeds=2).recommendation
+    data = dataclasses.replace(
+        data, recommendation=dataclasses.replace(advised, factors_on=["mixup"], arm=None)
+    )
+    said = verdict(data)
+    assert said.headline.startswith("Recommended: mixup α=0.2, for an expected")
+    assert said.claims[0].startswith("The candidate beats the baseline")
+    assert said.claims[1].startswith("On the sealed test split it scores")
+    _, html = whole(data)
+    assert "The recipe itself was not run." in html
+    assert all(html.count(claim.split(":")[0]) == 1 for claim in said.claims[:1])
+    assert "Recommended: mixup" in markdown(data)
+
+
+def test_markdown_of_an_auto_study():
+    text = markdown(auto())
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "split" not in line.lower()]
+    assert sum("recommended − baseline" in row for row in rows) == 2
+    assert "Shown: the recommended recipe beats" in text
+    assert "Recommended: " in text
+    assert "</script>" not in text
+
+
+def test_numbers_that_are_missing_are_said_to_be_missing():
+    for data in (auto_example(factors=3, seeds=2), example(factors=3, seeds=2)):
+        spoiled = broken(data)
+        whole(spoiled)
+        assert "nan" not in markdown(spoiled).lower()
+
+
+SMALL = auto_example(factors=3, seeds=3, curve=3)
+EMPTY = {
+    "arms": [],
+    "analysis": dataclasses.replace(SMALL.analysis, effects=(), sd_paired=None, correlation=None),
+    "factors": [],
+    "plan": {},
+    "provenance": {},
+    "recipes": {},
+    "metrics": [],
+    "analyses": {},
+    "stages": [],
+    "recommendation": None,
+    "interactions": [],
+    "attribution": {},
+    "chances": {},
+    "comparisons": [],
+    "openings": [],
+    "residuals": [],
+    "aliases": [],
+    "design": "ladder",
+    "delta": 0.0,
+}  # fmt: skip
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sets(st.sampled_from(sorted(EMPTY))))
+def test_any_part_may_be_empty(missing):
+    data = dataclasses.replace(SMALL, **{name: EMPTY[name] for name in missing})
+    whole(data)
+    assert markdown(data)
+    assert methods(data)
+
+
+def test_everything_empty():
+    whole(dataclasses.replace(SMALL, **EMPTY))
 
 
 def test_nothing_finished_still_reports():
@@ -334,22 +507,82 @@ def browser():
         browser.close()
 
 
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a study in a new page; afterwards, nothing was said on the console and nothing was requested."""
+    said, asked, contexts = [], [], []
+
+    def open_(data, width=1280, **options):
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        show(page, data)
+        return page
+
+    def show(page, data, after=""):
+        file = tmp_path / "report.html"
+        file.write_text(render(data), encoding="utf-8")
+        page.goto("about:blank")
+        page.goto(file.as_uri() + after)
+
+    open_.show = show
+    yield open_
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert all(url.startswith(("file:", "data:", "about:")) for url in asked)
+    assert len([url for url in asked if url.startswith("file:")]) >= 1
+
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+OUTSIDE = """svg => [...svg.querySelectorAll('text')].filter(t => {
+    const a = t.getBoundingClientRect(), b = svg.getBoundingClientRect();
+    return a.left < b.left - 2 || a.right > b.right + 2 || a.bottom > b.bottom + 2;
+}).map(t => t.textContent)"""
+SIZE = "svg => Math.min(...[...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect().height))"
+FAINT = """() => {
+    const luminance = text => {
+        const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+            .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b;
+    };
+    const ground = e => {
+        for (let n = e; n; n = n.parentElement) {
+            const color = getComputedStyle(n).backgroundColor;
+            if (color !== 'rgba(0, 0, 0, 0)') return luminance(color);
+        }
+    };
+    const faint = [];
+    for (const e of document.querySelectorAll('h1, h2, h3, p, small, dt, dd, th, td, li, .chip b, button, select, .chart text')) {
+        if (!e.getClientRects().length || !e.textContent.trim() || e.matches('.value')) continue;
+        const style = getComputedStyle(e);
+        const [a, b] = [luminance(e.closest('.chart') ? style.fill : style.color), ground(e)].sort((x, y) => y - x);
+        if ((a + .05) / (b + .05) < 4.5) faint.push(e.textContent.trim().slice(0, 40));
+    }
+    return faint;
+}"""  # noqa: E501
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
 )
-def test_in_browser(browser, tmp_path, width, scheme):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
-    page.on("request", lambda request: asked.append(request.url))
-    for design, factors in (("leave-one-out", 8), ("ladder", 1), ("one-at-a-time", 14)):
-        data = example(design, factors=factors, seeds=4)
-        file = tmp_path / f"{design}.html"
-        file.write_text(render(data), encoding="utf-8")
-        page.goto(file.as_uri())
+def test_in_browser(opened, width, scheme):
+    page = None
+    for data in (
+        auto(),
+        example("leave-one-out", factors=8, seeds=4),
+        example("ladder", factors=1, seeds=4),
+        broken(auto_example(factors=4)),
+    ):
+        if page is None:
+            page = opened(data, width, color_scheme=scheme)
+        else:
+            opened.show(page, data)
         headings = page.locator("h2").all_inner_texts()
         assert all(any(h.startswith(name) for h in headings) for name in HEADINGS)
         assert page.title() == data.title
@@ -357,31 +590,156 @@ def test_in_browser(browser, tmp_path, width, scheme):
         assert all(f.label in text for f in data.factors)
         chart = page.locator("#effects svg.chart:visible")
         assert chart.count() == 1
-        tips = chart.locator("title").all_text_contents()
-        assert all(f.label in tips for f in data.factors)
+        tips = chart.locator("a > title").all_text_contents()
+        assert sorted(tip.split("\n")[0] for tip in tips) == sorted(f.label for f in data.factors)
         words = chart.locator("text.verdict").all_text_contents()
         assert sorted(words) == sorted(e.verdict for e in data.analysis.effects)
-        for section in ("#effects", "#ladder", "#curves"):
-            box = page.locator(f"{section} svg.chart:visible").bounding_box()
+        for drawn in page.locator("svg.chart:visible:not(.small)").all():
+            box = drawn.bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width + 0.5
-        overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(overflow) == 0
+            assert drawn.evaluate(OUTSIDE) == []
+        assert page.evaluate(OVERFLOW) == 0
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        assert page.evaluate(overflow) == 0
-        size = (
-            "svg => Math.min(...[...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect().height))"
-        )
-        assert chart.evaluate(size) > 12, "text in figures stays readable"
-        outside = """svg => [...svg.querySelectorAll('text')].filter(t => {
-            const a = t.getBoundingClientRect(), b = svg.getBoundingClientRect();
-            return a.left < b.left - 2 || a.right > b.right + 2 || a.bottom > b.bottom + 2;
-        }).map(t => t.textContent)"""
-        for section in ("#effects", "#ladder", "#curves"):
-            assert page.locator(f"{section} svg.chart:visible").evaluate(outside) == []
+        assert page.evaluate(OVERFLOW) == 0
+        assert chart.evaluate(SIZE) > 12, "text in figures stays readable"
+        assert page.evaluate(FAINT) == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     dark = sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128
     assert dark == (scheme == "dark")
-    assert said == []
-    assert all(url.startswith(("file:", "data:")) for url in asked)
-    context.close()
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
+    assert page.evaluate(FAINT) == []
+
+
+def rows_of(page):
+    """Labels of the rows of the forest plot, from top to bottom, and their numbers."""
+    found = page.locator("#effects svg.wide g.row").evaluate_all(
+        """rows => rows.map(r => [r.getBoundingClientRect().top, r.dataset.name,
+            r.querySelector('.number').textContent])"""
+    )
+    found.sort()
+    return [name for _, name, _ in found], {name: number for _, name, number in found}
+
+
+def test_choosing_a_metric_changes_every_figure_and_back(opened):
+    data = auto()
+    page = opened(data)
+    names, numbers = rows_of(page)
+    before = {
+        f: page.locator(f"[data-figure={f}]").inner_html() for f in ("forest", "ladder", "pareto", "slopes")
+    }
+    page.locator("#metric").select_option("ece")
+    page.locator("html[data-metric=ece]").wait_for()
+    after, changed = rows_of(page)
+    effects = sorted(data.analyses["ece"].effects, key=lambda e: e.estimate)
+    assert after == [data.label(e.factor).lower() for e in effects], "best first"
+    for effect in effects:
+        shown = changed[data.label(effect.factor).lower()].split()[0].replace("−", "-")
+        assert float(shown) == pytest.approx(effect.estimate, abs=0.006)
+    assert changed != numbers
+    for figure, html in before.items():
+        assert page.locator(f"[data-figure={figure}]").inner_html() != html
+    drawn = page.locator("#ladder [data-figure] svg.wide").text_content()
+    assert "expected calibration error" in drawn
+    assert page.locator("#ladder .fixed-metric").first.is_visible()
+    assert page.locator("#all-runs td.chosen").first.get_attribute("data-m") == "4"
+    assert page.url.endswith("#metric=ece")
+    page.locator("#metric").select_option("accuracy")
+    page.locator("html[data-metric=accuracy]").wait_for()
+    assert rows_of(page) == (names, numbers)
+    opened.show(page, data, "#metric=nll&sort=name")
+    page.locator("html[data-metric=nll]").wait_for()
+    names, _ = rows_of(page)
+    key = "(a, b) => a.localeCompare(b, 'en', {numeric: true})"
+    assert names == page.evaluate(f"v => v.sort({key})", names)
+    assert page.locator("#metric").input_value() == "nll"
+
+
+def test_sorting_figures_and_tables(opened):
+    data = auto()
+    page = opened(data)
+    label = {data.label(f.key).lower(): f.key for f in data.factors}
+    names, _ = rows_of(page)
+    assert [label[n] for n in names] == [e.factor for e in data.ranked]
+    page.locator("#order").select_option("cost")
+    costs = {e.factor: e.estimate for e in data.analyses["training_seconds"].effects}
+    assert [label[n] for n in rows_of(page)[0]] == sorted(costs, key=costs.__getitem__)
+    page.locator("#order").select_option("verdict")
+    verdicts = {e.factor: e.verdict for e in data.analysis.effects}
+    words = [verdicts[label[n]] for n in rows_of(page)[0]]
+    assert words == sorted(words, key=["helps", "hurts", "equivalent", "undetected"].index)
+    table = page.locator("#effects table")
+    table.evaluate("t => t.closest('details').open = true")
+    head = table.locator("thead th").first
+    for direction, reverse in (("ascending", False), ("descending", True)):
+        head.locator("button").focus()
+        page.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == direction
+        found = table.locator("tbody th").all_inner_texts()
+        key = "(a, b) => a.localeCompare(b, 'en', {numeric: true})"
+        assert found == page.evaluate(f"v => v.sort({key})", found)[:: -1 if reverse else 1]
+    head = table.locator("thead th", has_text="Effect")
+    head.locator("button").click()
+    assert table.locator("thead th[aria-sort]").count() == 1
+    found = [float(t.replace("−", "-")) for t in table.locator("tbody td:nth-child(2)").all_inner_texts()]
+    assert found == sorted(found, reverse=True)
+
+
+def test_tips_by_pointer_keyboard_and_touch_lead_to_runs(opened):
+    data = example("leave-one-out", factors=4, seeds=4)
+    page = opened(data)
+    tip = page.locator("#tip")
+    assert tip.is_hidden()
+    effect = data.ranked[0]
+    row = page.locator("#effects svg.wide g.row a").first
+    row.hover()
+    said = tip.inner_text().splitlines()
+    assert said[0] == data.label(effect.factor)
+    assert any(points(effect.estimate) in line for line in said)
+    assert said[-1].startswith(f"rests on {effect.n_pairs} runs with it and {effect.n_pairs} without")
+    page.mouse.move(2, 2)
+    assert tip.is_hidden()
+    page.locator("#order").focus()
+    page.keyboard.press("Tab")
+    assert tip.inner_text().splitlines() == said
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    page.keyboard.press("Enter")
+    visible = page.locator("#all-runs tbody tr:visible")
+    shown = {(r.locator("th").inner_text(), int(r.locator("td").first.inner_text())) for r in visible.all()}
+    arms = {data.arm(effect.plus).label: effect.plus, data.arm(effect.minus).label: effect.minus}
+    assert {(arms[label], seed) for label, seed in shown} == {
+        (arm, seed) for arm in (effect.plus, effect.minus) for seed, _ in effect.pairs
+    }
+    banner = page.locator("#behind")
+    assert data.label(effect.factor) in banner.inner_text()
+    banner.locator("[data-act=back]").click()
+    assert page.evaluate("document.activeElement.getAttribute('href')").startswith("#effect-")
+    assert page.locator("#all-runs tbody tr:visible").count() == sum(len(a.runs) for a in data.arms)
+    phone = opened(data, 390, has_touch=True, is_mobile=True)
+    mark = phone.locator("#effects svg.narrow g.row a").first
+    mark.tap()
+    assert phone.locator("#tip").inner_text().startswith(data.label(effect.factor))
+    assert phone.locator("#behind").is_hidden()
+    mark.tap()
+    assert phone.locator("#behind").is_visible()
+
+
+def test_paper_and_no_scripts(opened):
+    data = auto()
+    page = opened(data, color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".topbar").is_hidden()
+    assert page.locator("#effects svg.wide").is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 0
+    plain = opened(data, java_script_enabled=False)
+    assert plain.locator("#effects svg.wide g.row").count() == len(data.factors)
+    assert plain.locator("#metric, #order, #theme").locator("visible=true").count() == 0
+    row = plain.locator("#effects svg.wide g.row a").first
+    plain.goto(plain.url + row.get_attribute("href"))
+    assert plain.locator(row.get_attribute("href")).is_visible()

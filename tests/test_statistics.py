@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from dataclasses import astuple
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from trickbag.errors import StudyError
+from trickbag.study.blocks import divergence_p
 from trickbag.study.power import noncentrality, t_level
 from trickbag.study.statistics import (
     Contrast,
     analyze,
     binomial_sd,
+    discovery_rates,
+    equivalence_p,
     guess_paired_sd,
+    holm,
     paired,
     smallest_detectable,
 )
@@ -32,13 +36,31 @@ def simulate(rng, factors, seeds, effects=None, sd=1.0, block_sd=1.5):
     return values, [Contrast(f"f{i}", "all", f"without {i}") for i in range(factors)]
 
 
-@pytest.fixture
-def quick():
-    """statsmodels collects garbage at every correction: hide the test session from the collector."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def normal(rng, shape):
+    return rng.standard_normal(shape)
+
+
+def heavy_tailed(rng, shape):
+    return rng.standard_t(5, shape)
+
+
+def skewed(rng, shape):
+    return rng.exponential(1, shape) - 1
+
+
+ENDS = {
+    "ladder": lambda i: (i + 1, i),
+    "leave-one-out": lambda i: (0, i + 1),
+    "one-at-a-time": lambda i: (i + 1, 0),
+}
+
+
+def idle(rng, design, factors, seeds, noise=normal):
+    """A study, by one of the fixed designs, of factors that do nothing."""
+    y = 80 + 1.5 * rng.standard_normal(seeds) + noise(rng, (factors + 1, seeds))
+    values = {f"arm {i}": dict(enumerate(row.tolist())) for i, row in enumerate(y)}
+    ends = (ENDS[design](i) for i in range(factors))
+    return values, [Contrast(f"f{i}", f"arm {a}", f"arm {b}") for i, (a, b) in enumerate(ends)]
 
 
 def flat(value):
@@ -111,7 +133,6 @@ def test_ladder_pairs_and_holm():
     assert analysis.overall.p == analysis.overall.p_holm
 
 
-@pytest.mark.usefixtures("quick")
 def test_correlation_is_that_of_the_seeds():
     rng = np.random.default_rng(1)
     found = []
@@ -250,49 +271,235 @@ def test_detectable_agrees_with_statsmodels_power():
     )
 
 
+def test_corrections_agree_with_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p = [0.04, 0.001, 0.9, 0.01, 0.01, 0.3, 0.0004]
+    assert holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))
+    assert discovery_rates(p) == pytest.approx(list(multipletests(p, method="fdr_bh")[1]))
+    for correct in (holm, discovery_rates):
+        full, holes = correct([*p, 1.0, 1.0]), correct([None, *p, None])
+        assert holes[0] is holes[-1] is None
+        assert holes[1:-1] == pytest.approx(full[:-2]), "an untested factor counts in the family"
+        assert correct([None]) == [None]
+        assert correct([]) == []
+
+
+@pytest.mark.parametrize("delta", [0.2, 1.0, 3.0])
+def test_equivalence_agrees_with_statsmodels(delta):
+    from statsmodels.stats.weightstats import ttost_paired
+
+    rng = np.random.default_rng(6)
+    for shift in (0.0, 0.5, -0.8):
+        a, b = rng.normal(80 + shift, 1, 6), rng.normal(80, 1, 6)
+        analysis = analyze(
+            {"a": dict(enumerate(a.tolist())), "b": dict(enumerate(b.tolist()))},
+            [Contrast("f", "a", "b")],
+            delta=delta,
+        )
+        (effect,) = analysis.effects
+        assert effect.p_equivalence == pytest.approx(ttost_paired(a, b, -delta, delta)[0])
+        assert effect.p_equivalence == equivalence_p(effect.estimate, effect.se, effect.df, delta)
+        assert (effect.verdict == "equivalent") == (effect.p_equivalence < 0.05 <= effect.p_holm)
+    assert (equivalence_p(0, 0, 4, delta), equivalence_p(delta, 0, 4, delta)) == (0, 1)
+
+
+def test_residuals_are_those_of_the_model():
+    values, contrasts = simulate(np.random.default_rng(8), 3, 4)
+    values["without 1"][2] = None
+    values["copy"] = dict(values["all"])
+    residuals = analyze(values, contrasts).residuals
+    assert len(residuals) == 5 * 4 - 1
+    assert all(fitted + rest == pytest.approx(values[arm][seed]) for arm, seed, fitted, rest in residuals)
+    for arm in values:
+        assert sum(rest for a, *_, rest in residuals if a == arm) == pytest.approx(0, abs=1e-9)
+    for seed in range(4):
+        alike = [rest for arm, s, _, rest in residuals if s == seed and arm != "copy"]
+        assert sum(alike) == pytest.approx(0, abs=1e-9)
+    assert analyze(*simulate(np.random.default_rng(8), 3, 1)).residuals == ()
+
+
+def test_lower_can_be_better():
+    values, contrasts = simulate(np.random.default_rng(4), 3, 8, effects=[3, -3, 0], sd=0.2)
+    up = analyze(values, contrasts, delta=1, overall=contrasts[0])
+    down = analyze(values, contrasts, delta=1, overall=contrasts[0], higher_is_better=False)
+    assert [e.verdict for e in up.effects] == ["helps", "hurts", "equivalent"]
+    assert [e.verdict for e in down.effects] == ["hurts", "helps", "equivalent"]
+    assert (up.overall.verdict, down.overall.verdict) == ("helps", "hurts")
+    assert [e.estimate for e in up.effects] == [e.estimate for e in down.effects]
+
+
+# ---- divergence is an outcome ---------------------------------------------------------------
+
+
+def test_a_diverged_run_counts_as_the_worst_value():
+    values, contrasts = simulate(np.random.default_rng(9), 4, 5)
+    diverged = [("without 0", 1), ("without 0", 3)]
+    worst = min(v for arm, runs in values.items() for s, v in runs.items() if (arm, s) not in diverged)
+    values["without 0"][1] = None
+    values["without 2"][4] = None
+    analysis = analyze(values, contrasts, delta=50, diverged=diverged)
+    assert analysis.diverged == tuple(diverged)
+    assert analysis.missing == (("without 2", 4),)
+    assert "2 runs diverged" in analysis.method
+    effect = analysis.effects[0]
+    assert effect.note == "diverged in 0 of 5 runs with it, 2 of 5 without"
+    filled = [values["all"][s] - (worst if s in (1, 3) else values["without 0"][s]) for s in range(5)]
+    assert effect.pairs == tuple(enumerate(pytest.approx(d) for d in filled))
+    assert effect.estimate == pytest.approx(np.mean(filled))
+    assert effect.low is effect.se is effect.df is effect.detectable is effect.p_equivalence is None
+    assert effect.verdict == "undetected", "within the margin, but divergence is never equivalent to nothing"
+    assert {e.verdict for e in analysis.effects[1:]} == {"equivalent"}
+    assert not any(math.isnan(v) for v in flat(astuple(analysis)))
+
+    values["without 0"][3] = None
+    as_missing = analyze(values, contrasts, delta=50)
+    assert as_missing.diverged == ()
+    for a, b in zip(as_missing.effects[1:], analysis.effects[1:], strict=True):
+        assert (a.estimate, a.se, a.df, a.p) == (b.estimate, b.se, b.df, b.p), "not drowned in divergence"
+    assert as_missing.sd_paired == analysis.sd_paired
+
+    costs = analyze(values, contrasts, diverged=diverged, higher_is_better=False)
+    assert costs.effects[0].pairs[1][1] == pytest.approx(
+        values["all"][1] - max(v for runs in values.values() for v in runs.values() if v is not None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "factors", "verdict"),
+    [(3, 1, "hurts"), (3, 20, "undetected"), (5, 20, "hurts"), (2, 1, "undetected")],
+)
+def test_an_arm_that_always_diverges(seeds, factors, verdict):
+    values, contrasts = idle(np.random.default_rng(10), "one-at-a-time", factors, seeds)
+    values["arm 1"] = dict.fromkeys(range(seeds))
+    for sign, word in ((True, verdict), (False, verdict)):
+        diverged = [("arm 1", s) for s in range(seeds)]
+        analysis = analyze(values, contrasts, diverged=diverged, higher_is_better=sign, overall=contrasts[0])
+        assert analysis.effects[0].verdict == word
+        assert analysis.effects[0].p == analysis.overall.p == pytest.approx(min(1, 2 / 4**seeds / 0.8))
+        assert {e.verdict for e in analysis.effects[1:]} <= {"undetected"}
+        assert (
+            analysis.effects[0].note == f"diverged in {seeds} of {seeds} runs with it, 0 of {seeds} without"
+        )
+
+
+def test_arms_that_all_diverge_are_not_alike():
+    values = {arm: dict.fromkeys(range(3)) for arm in ("all", "a", "b")}
+    values["b"] = {0: 80.0, 1: 81.0, 2: 79.5}
+    gone = [(arm, s) for arm in ("all", "a") for s in range(3)]
+    contrasts = [Contrast("a", "all", "a"), Contrast("b", "all", "b")]
+    analysis = analyze(values, contrasts, delta=5, diverged=gone)
+    a, b = analysis.effects
+    assert (a.estimate, a.p, a.se, a.verdict, a.n_pairs) == (0, 1, None, "undetected", 3)
+    assert (b.se, b.df, b.verdict) == (None, None, "undetected")
+    assert b.estimate < 0
+    assert not any(math.isnan(v) for v in flat(astuple(analysis)))
+    everything = analyze(values, contrasts, delta=5, diverged=[*gone, *(("b", s) for s in range(3))])
+    assert {(e.estimate, e.p, e.verdict) for e in everything.effects} == {(None, None, "undetected")}
+
+
+def test_a_factor_is_judged_by_the_pairs_that_finished():
+    values, contrasts = simulate(np.random.default_rng(12), 4, 5, effects=[8, 0, 0, 0])
+    (effect, *_) = analyze(values, contrasts, diverged=[("without 0", 2)]).effects
+    assert effect.verdict == "helps"
+    (effect, *_) = analyze(values, contrasts, diverged=[("all", 2), ("all", 3), ("all", 4)]).effects
+    assert effect.verdict == "undetected", "better where it finishes, but it seldom does"
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 5, 8])
+def test_the_test_of_divergence_keeps_its_level(pairs):
+    """Whatever the probabilities of each seed, alike or not: enumerated, not simulated."""
+    p = np.array([divergence_p(d, pairs) for d in range(-pairs, pairs + 1)])
+    levels = np.unique(p)
+    rng = np.random.default_rng(pairs)
+    rates = [np.full(pairs, q) for q in np.linspace(0.02, 0.98, 25)] + list(rng.beta(0.5, 0.5, (200, pairs)))
+    for q in rates:
+        law = np.ones(1)
+        for chance in q * (1 - q):
+            law = np.convolve(law, [chance, 1 - 2 * chance, chance])
+        size = np.array([law[p <= level].sum() for level in levels])
+        assert (size <= levels + 1e-12).all()
+    assert divergence_p(pairs, pairs) == 2 / 4**pairs
+
+
+@pytest.mark.parametrize(("design", "seeds"), [("leave-one-out", 5), ("one-at-a-time", 3)])
+def test_idle_factors_that_diverge_claim_nothing(design, seeds):
+    """Runs diverge where they would have scored badly anyway, so that what is missing is not so at random."""
+    rng = np.random.default_rng(31)
+    studies, false, outlying = 1000, 0, 0
+    for _ in range(studies):
+        values, contrasts = idle(rng, design, 6, seeds)
+        diverged = [
+            (arm, s) for arm, s in product(values, range(seeds)) if values[arm][s] + rng.normal(0, 0.5) < 77.5
+        ]
+        effects = analyze(values, contrasts, diverged=diverged).effects
+        false += any(e.verdict in ("helps", "hurts") for e in effects)
+        outlying += sum("diverged" in e.note for e in effects) / 6
+    assert outlying / studies > 0.3
+    assert false / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
 # ---- promises, by simulation ----------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("design", ENDS)
 @pytest.mark.parametrize("seeds", [3, 5, 8])
-def test_a_a_studies_claim_nothing(seeds):
-    """Family-wise false positives, coverage, and the unpaired t tests that would have cried wolf."""
-    from scipy.stats import ttest_ind
-
+def test_a_a_studies_claim_nothing(design, seeds):
+    """Family-wise and discovery errors, and coverage of both kinds of intervals, with 20 idle factors."""
     rng = np.random.default_rng(100 + seeds)
-    studies, false, naive, covered, total, unequal = 1000, 0, 0, 0, 0, 0
+    studies, false, found, unequal = 1000, 0, 0, 0
+    covered, together = [], 0
     for _ in range(studies):
-        values, contrasts = simulate(rng, int(rng.integers(6, 21)), seeds)
+        values, contrasts = idle(rng, design, 20, seeds)
         analysis = analyze(values, contrasts, delta=0.5)
-        false += any(e.verdict in ("helps", "hurts") for e in analysis.effects)
-        covered += sum(e.low <= 0 <= e.high for e in analysis.effects)
-        total += len(contrasts)
+        effects = analysis.effects
+        false += any(e.verdict in ("helps", "hurts") for e in effects)
+        found += any(e.q <= 0.1 for e in effects)
+        covered.append(np.mean([e.low <= 0 <= e.high for e in effects]))
+        together += all(e.low_simultaneous <= 0 <= e.high_simultaneous for e in effects)
         unequal += analysis.heteroscedastic
-        y = np.array([list(runs.values()) for runs in values.values()])
-        y -= y.mean(0)  # even granting them perfect knowledge of the seeds' effects
-        naive += bool((ttest_ind(y[:1], y[1:], axis=1).pvalue < 0.05).any())
     error = math.sqrt(0.05 * 0.95 / studies)
     assert 0.005 < false / studies <= 0.05 + 3 * error
-    # Contrasts of one study share an arm: the Monte-Carlo error is nearer that of studies than of contrasts.
-    assert covered / total == pytest.approx(0.95, abs=3 * error)
-    assert naive / studies > 0.15
+    assert together / studies >= 0.95 - 3 * error
+    assert found / studies <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / studies)
+    # Contrasts of one study share arms: the Monte-Carlo error is that of studies, not of contrasts.
+    assert np.mean(covered) == pytest.approx(0.95, abs=3 * np.std(covered) / math.sqrt(studies))
     assert unequal / studies <= 0.01 + 3 * math.sqrt(0.01 / studies)
 
 
-@pytest.mark.usefixtures("quick")
+def test_what_is_done_without_a_protocol():
+    """Twenty idle tricks: .64 of studies find one that acts, .96 do by peeking after each of six seeds."""
+    y = np.random.default_rng(17).standard_normal((2000, 20, 6))  # differences of each trick's own pairs
+    p = np.stack([stats.ttest_1samp(y[..., :n], 0, axis=-1).pvalue for n in range(2, 7)])
+    assert (p[-1] < 0.05).any(-1).mean() == pytest.approx(1 - 0.95**20, abs=0.03)
+    assert (p < 0.05).any((0, -1)).mean() == pytest.approx(0.96, abs=0.015)
+
+
+@pytest.mark.parametrize(("noise", "bound"), [(heavy_tailed, 0.06), (skewed, 0.06)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_noise_need_not_be_normal(noise, bound, seeds):
+    rng = np.random.default_rng(41)
+    false, covered = 0, []
+    for _ in range(1000):
+        effects = analyze(*idle(rng, "leave-one-out", 12, seeds, noise)).effects
+        false += any(e.verdict in ("helps", "hurts") for e in effects)
+        covered.append(np.mean([e.low <= 0 <= e.high for e in effects]))
+    assert false / 1000 <= bound + 3 * math.sqrt(0.05 * 0.95 / 1000)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
 def test_coverage_with_effects_and_missing_runs():
     rng = np.random.default_rng(11)
     truth = np.array([2.0, 0, -1, 0.5, 0, 0, 3, 0])
     covered = []
-    for _ in range(500):
+    for _ in range(1000):
         values, contrasts = simulate(rng, 8, 5, effects=truth)
         values[f"without {rng.integers(8)}"][int(rng.integers(5))] = math.nan
         effects = analyze(values, contrasts).effects
         covered.append(np.mean([e.low <= t <= e.high for e, t in zip(effects, truth, strict=True)]))
-    assert np.mean(covered) == pytest.approx(0.95, abs=3 * np.std(covered) / math.sqrt(500))
+    assert np.mean(covered) == pytest.approx(0.95, abs=3 * np.std(covered) / math.sqrt(1000))
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("factors", "seeds"), [(6, 3), (12, 5)])
 def test_power_at_the_detectable_effect(factors, seeds):
     rng = np.random.default_rng(factors)
@@ -307,16 +514,15 @@ def test_power_at_the_detectable_effect(factors, seeds):
     assert np.median(printed) == pytest.approx(effect, rel=0.05), "the study prints what the plan promised"
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_equivalence_is_not_claimed_at_the_margin(sign):
     rng = np.random.default_rng(21)
-    false = total = 0
-    for _ in range(400):
+    false = []
+    for _ in range(1000):
         values, contrasts = simulate(rng, 6, 5, effects=[sign * 2.5] * 6)
-        false += sum(e.verdict == "equivalent" for e in analyze(values, contrasts, delta=2.5).effects)
-        total += 6
-    assert false / total <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+        effects = analyze(values, contrasts, delta=2.5).effects
+        false.append(np.mean([e.p_equivalence < 0.05 for e in effects]))
+    assert np.mean(false) == pytest.approx(0.05, abs=3 * np.std(false) / math.sqrt(1000))
     values, contrasts = simulate(rng, 6, 8, sd=0.5)
     assert any(e.verdict == "equivalent" for e in analyze(values, contrasts, delta=2.5).effects)
 

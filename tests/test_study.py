@@ -25,9 +25,10 @@ from trickbag.report.content import ReportData
 from trickbag.study import worker
 from trickbag.study.collect import collect
 from trickbag.study.conduct import Conduct
-from trickbag.study.design import BASELINE, CANDIDATE, find_factors, lay_out
+from trickbag.study.design import BASELINE, CANDIDATE, find_factors
 from trickbag.study.executor import Event, LocalExecutor, _Active
 from trickbag.study.jobs import share
+from trickbag.study.layout import lay_out
 from trickbag.study.outline import outline
 from trickbag.study.spec import StudyFolder, StudySpec
 from trickbag.study.worker import Job
@@ -160,7 +161,7 @@ def numbers(report: ReportData) -> dict[str, Any]:
     found = json.loads(report.to_json())
     for arm in found["arms"]:
         for run in arm["runs"]:
-            del run["seconds"]
+            del run["seconds"], run["costs"]
     confirm = {key: value for key, value in found["confirm"].items() if key != "opened"}
     return {"arms": found["arms"], "analysis": found["analysis"], "confirm": confirm}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from trickbag.plan import Plan
     from trickbag.recipe.fitting import Fitted
     from trickbag.study.conduct import Conduct
-    from trickbag.study.executor import Event, LocalExecutor
+    from trickbag.study.executor import Event, Executor
     from trickbag.study.spec import StudySpec
 
     Runs: TypeAlias = str | Path | Run | Sequence[str | Path | Run]
@@ -386,22 +387,30 @@ def make_study(
     *,
     design: str = "leave-one-out",
     seeds: Sequence[int] = (0, 1, 2),
+    budget: str | None = None,
+    workers: int | None = None,
+    metric: str = "accuracy",
     out: str | Path | None = None,
     runs: str | Path = "runs",
     title: str = "",
     ties: Sequence[Sequence[str]] = (),
+    apart: bool = False,
     order: Sequence[str] = (),
+    crossed: Sequence[str] = (),
     delta: float = 0.5,
     alpha: float = 0.05,
+    price: float = 0.0,
     device: str = "auto",
 ) -> Conduct:
-    """Describe a study; ``.run(...)`` on what is returned trains it. See ``StudySpec`` for the arguments.
+    """Describe a study; :func:`run_study` trains it. See ``StudySpec`` for the arguments.
+
+    A ``budget`` is text: ``96 runs``, ``400 epochs``, ``2h``; a time counts for ``workers`` runs at once.
 
     Raises:
         StudyError, RecipeError, DataError, PlanError: everything that is wrong, before anything is trained.
     """
     from trickbag.engine.device import Device
-    from trickbag.study.spec import StudySpec
+    from trickbag.study.spec import Budget, StudySpec
 
     spec = StudySpec(
         title=title,
@@ -410,10 +419,15 @@ def make_study(
         data=_spec(data),
         design=design,  # type: ignore[arg-type]
         seeds=tuple(seeds),
+        budget=Budget.parse(budget, count_workers(device, workers)) if budget else None,
+        metric=metric,  # type: ignore[arg-type]
         ties=tuple(tuple(tie) for tie in ties),
+        apart=apart,
         order=tuple(order),
+        crossed=tuple(crossed),
         delta=delta,
         alpha=alpha,
+        price=price,
         device=Device(device).type,
     )
     folder = Path(out) if out else Path("studies") / f"{spec.design}-{spec.digest}"
@@ -445,6 +459,7 @@ def run_study(
     workers: int | None = None,
     threads: int = 1,
     listen: Callable[[Event], None] = lambda event: None,
+    on: str = "local",
 ) -> bool:
     """Train what a study still lacks and write its report.
 
@@ -453,11 +468,15 @@ def run_study(
         workers: processes at once; None means one a core (CPU) or one a device (CUDA).
         threads: CPU threads of each.
         listen: told of every event.
+        on: ``local``, ``ray`` or ``slurm``.
 
     Returns:
         False if it was interrupted; the same call goes on.
+
+    Raises:
+        StudyError: another process conducts the study, the budget is too small, or the disk is full.
     """
-    executor = make_executor(conduct.spec.device, workers, threads)
+    executor = make_executor(conduct.spec.device, workers, threads, on)
     done = conduct.run(executor, threads, listen)
     if done:
         from trickbag.study.collect import write_report
@@ -466,15 +485,27 @@ def run_study(
     return done
 
 
-def make_executor(device: str, workers: int | None, threads: int = 1) -> LocalExecutor:
-    """The local executor with one worker a core or device unless told otherwise."""
-    from trickbag.engine.device import available_cores
-    from trickbag.study.executor import LocalExecutor
+def count_workers(device: str, workers: int | None, threads: int = 1) -> int:
+    """Runs at once: as told, or one a core, or one a CUDA device. Needs no torch unless a device is used."""
+    if workers:
+        return workers
+    if device in ("auto", "cuda"):
+        from trickbag.engine.device import Device
 
-    gpus = 0
-    if device == "cuda":
-        import torch
+        if Device(device).type == "cuda":
+            import torch
 
-        gpus = torch.cuda.device_count()
-    cores = max(1, available_cores() // threads)
-    return LocalExecutor(workers=workers or gpus or cores, gpus=gpus)
+            return torch.cuda.device_count()
+    affinity = getattr(os, "sched_getaffinity", None)
+    return max(1, (len(affinity(0)) if affinity else os.cpu_count() or 1) // threads)
+
+
+def make_executor(device: str, workers: int | None, threads: int = 1, on: str = "local") -> Executor:
+    """What runs a study's jobs, with one worker a core or device unless told otherwise.
+
+    Raises:
+        UsageError: there is no such executor, or what it needs is not installed.
+    """
+    from trickbag.study.executor import make
+
+    return make(on, workers=workers or 0, threads=threads, device=device)

@@ -1,4 +1,4 @@
-"""``study plan | run | resume | status | report``."""
+"""``study plan | run | resume | status | report | export``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trickbag.study.conduct import Conduct
-    from trickbag.study.executor import Event, LocalExecutor
+    from trickbag.study.executor import Event, Executor
     from trickbag.study.spec import StudySpec
 
 app = typer.Typer(help="Measure what separates two recipes.", no_args_is_help=True, rich_markup_mode=None)
@@ -38,10 +38,30 @@ app = typer.Typer(help="Measure what separates two recipes.", no_args_is_help=Tr
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
 BaselineOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe without the factors.")]
 CandidateOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe with all of them.")]
-DesignOption = Annotated[str, typer.Option(help="leave-one-out, one-at-a-time or ladder.")]
-SeedsOption = Annotated[str, typer.Option(help="How many seeds (3), or which (0,1,7).")]
+DesignOption = Annotated[
+    str,
+    typer.Option(
+        help="auto (pilot, screen, refine, confirm; needs --budget), screen (Plackett-Burman with foldover), "
+        "leave-one-out, one-at-a-time, ladder or factorial."
+    ),
+]
+SeedsOption = Annotated[
+    str, typer.Option(help="How many seeds, or which (0,1,7); 3, or as many as fit --budget.")
+]
+BudgetOption = Annotated[
+    str, typer.Option(metavar="AMOUNT", help="What may be spent: 96 runs, 400 epochs, 90min, 2h.")
+]
+MetricOption = Annotated[str, typer.Option(help="What counts: accuracy, balanced_accuracy or top5_accuracy.")]
 TieOption = Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Changes that form one factor.")]
+ApartOption = Annotated[
+    bool, typer.Option("--apart", help="Do not tie factors that require or exclude each other.")
+]
 OrderOption = Annotated[str, typer.Option(metavar="A,B,...", help="Order of a ladder's rungs.")]
+CrossOption = Annotated[str, typer.Option(metavar="A,B,...", help="Factors that a factorial crosses; all.")]
+PriceOption = Annotated[
+    float, typer.Option(min=0, help="Points that a doubling of training time must gain to be recommended.")
+]
+OnOption = Annotated[str, typer.Option("--on", metavar="EXECUTOR", help="local, ray or slurm.")]
 DeltaOption = Annotated[
     float, typer.Option(min=0, max=100, help="Effects within this many points count as none.")
 ]
@@ -53,6 +73,9 @@ ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of each run
 OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The study's directory.")]
 
 MOST_SEEDS = 10_000
+MOST_FITTED = 30
+"""Seeds that a budget alone may buy."""
+FITTED = ("leave-one-out", "one-at-a-time", "ladder", "factorial")
 
 
 def describe(
@@ -64,16 +87,23 @@ def describe(
     without: list[str] | None,
     design: str,
     seeds: str,
+    budget: str,
+    metric: str,
     tie: list[str] | None,
+    apart: bool,
     order: str,
+    cross: str,
     delta: float,
     alpha: float,
+    price: float,
     device: str,
+    workers: int | None,
 ) -> StudySpec:
     """The study that a command line describes."""
+    from trickbag import api
     from trickbag.errors import UsageError, nearest
-    from trickbag.study.design import DESIGNS
-    from trickbag.study.spec import StudySpec
+    from trickbag.study.layout import DESIGNS
+    from trickbag.study.spec import METRICS, Budget, StudySpec
 
     if design not in DESIGNS:
         near = nearest(design, DESIGNS)
@@ -85,6 +115,18 @@ def describe(
         raise UsageError(
             f"a {design} study has no order", where="--order", fix="remove it, or add --design ladder"
         )
+    if cross and design != "factorial":
+        raise UsageError(f"a {design} study crosses nothing", where="--cross", fix="add --design factorial")
+    if metric not in METRICS:
+        near = nearest(metric, METRICS)
+        raise UsageError(
+            f"studies do not judge by {metric!r}",
+            where="--metric",
+            expected=", ".join(METRICS),
+            fix=f"did you mean {near}?" if near else "losses are reported beside it",
+        )
+    if design == "auto" and not budget:
+        raise UsageError("an auto study shares out a budget", where="--design", fix="add --budget 2h")
     if baseline and candidate and (with_ or without):
         raise UsageError(
             "--with and --without make one recipe from the other", expected="only one of the two recipes"
@@ -102,13 +144,22 @@ def describe(
         candidate=chosen[1],
         data=read_data(data, set_),
         design=design,  # type: ignore[arg-type]
-        seeds=_seeds(seeds),
-        ties=tuple(tuple(part.strip() for part in text.split(",")) for text in tie or ()),
-        order=tuple(part.strip() for part in order.split(",") if part.strip()),
+        seeds=_seeds(seeds or (str(MOST_FITTED) if budget and design in FITTED else "3")),
+        budget=Budget.parse(budget, api.count_workers(device, workers)) if budget else None,
+        metric=metric,  # type: ignore[arg-type]
+        ties=tuple(tuple(_parts(text)) for text in tie or ()),
+        apart=apart,
+        order=tuple(_parts(order)),
+        crossed=tuple(_parts(cross)),
         delta=delta,
         alpha=alpha,
+        price=price,
         device=device,
     )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -143,11 +194,16 @@ def plan(
     with_: WithOption = None,
     without: WithoutOption = None,
     design: DesignOption = "leave-one-out",
-    seeds: SeedsOption = "3",
+    seeds: SeedsOption = "",
+    budget: BudgetOption = "",
+    metric: MetricOption = "accuracy",
     tie: TieOption = None,
+    apart: ApartOption = False,
     order: OrderOption = "",
+    cross: CrossOption = "",
     delta: DeltaOption = 0.5,
     alpha: AlphaOption = 0.05,
+    price: PriceOption = 0.0,
     measure: Annotated[bool, typer.Option(help="Time a few steps, for a cost in minutes.")] = False,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -157,13 +213,31 @@ def plan(
     from trickbag.study.outline import outline
 
     spec = describe(
-        data, baseline, candidate, set_, with_, without, design, seeds, tie, order, delta, alpha, "cpu"
+        data,
+        baseline,
+        candidate,
+        set_,
+        with_,
+        without,
+        design,
+        seeds,
+        budget,
+        metric,
+        tie,
+        apart,
+        order,
+        cross,
+        delta,
+        alpha,
+        price,
+        "cpu" if not measure else device,
+        workers,
     )
-    figures = outline(spec)
     out = console(quiet=as_json)
-    if not as_json:
+    if not measure:
+        figures = outline(spec)
         show_outline(out, figures)
-    if measure:
+    else:
         import tempfile
 
         from trickbag import api
@@ -173,9 +247,15 @@ def plan(
         with tempfile.TemporaryDirectory() as folder:
             conduct = _conduct(spec, Path(folder) / "study", Path(folder) / "runs", out)
             executor = api.make_executor(spec.device, workers)
-            seconds = conduct.estimate(_costs(conduct, executor, 1, out), executor.workers)
+            costs = _costs(conduct, executor, 1, out)
+            figures = outline(spec, conduct.data.facts, conduct.seconds)
+            spent = sum(stage["cost"] for stage in figures.get("stages", ()))
+            timed = spec.budget is not None and spec.budget.unit == "seconds"
+            seconds = spent / executor.workers if timed else conduct.estimate(costs, executor.workers)
         figures["seconds"] = seconds
-        out.print(f"about {_duration(seconds)} with {executor.workers} runs at once")
+        show_outline(out, figures)
+        first = "" if timed or spec.design != "auto" else " for the pilot"
+        out.print(f"about {_duration(seconds)}{first} with {executor.workers} runs at once")
     if as_json:
         print_json(figures)
 
@@ -184,27 +264,52 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
     """Print what :func:`trickbag.study.outline.outline` found."""
     from rich.table import Table
 
+    if out.stderr:
+        return
     table = Table("factor", "change", "", title=f"{len(figures['factors'])} factors", title_justify="left")
     for factor in figures["factors"]:
-        table.add_row(factor["key"], factor["label"], "no training" if factor["passive"] else "")
+        table.add_row(factor["key"], factor["label"], "no training" if factor["free"] else "")
     out.print(table)
-    out.print(
-        f"{figures['design']}: {len(figures['arms'])} recipes x {figures['seeds']} seeds = "
-        f"{figures['naive_runs']} results from {figures['runs']} training runs of {figures['steps']} steps"
-        + (
-            f" ({figures['naive_runs'] - figures['runs']} shared)"
-            if figures["naive_runs"] > figures["runs"]
-            else ""
+    if figures.get("needs_timing"):
+        out.print(
+            f"{figures['design']} within {figures['budget']}: how many runs that is depends on their speed; "
+            "add --measure to time a few steps of each factor"
         )
-    )
+        return
+    if "stages" in figures:
+        stages = Table("stage", "runs", "what for", title="at most", title_justify="left")
+        for stage in figures["stages"]:
+            stages.add_row(stage["stage"], str(stage["runs"]), stage["text"])
+        out.print(stages)
+        out.print(f"auto: {figures['runs']} training runs within {figures['budget']}")
+    else:
+        _show_counts(out, figures)
     sd = figures["detectable_in_sd"]
     if sd is None:
-        out.print("[yellow]one seed gives no estimate of the noise: no interval, no verdict[/yellow]")
+        out.print("[yellow]too few runs to estimate the noise: no interval, no verdict[/yellow]")
     else:
         out.print(
             f"smallest effect it finds with 80 % power: {sd:.1f} sd of a paired difference; roughly "
             f"{figures['detectable_points']:.1f} points, if accuracy lies near 80 % on "
             f"{figures['selection_images']} selection images"
+        )
+
+
+def _show_counts(out: Console, figures: dict[str, Any]) -> None:
+    shared = figures["naive_runs"] - figures["runs"]
+    out.print(
+        f"{figures['design']}: {len(figures['arms'])} recipes, {figures['seeds']} seeds: "
+        f"{figures['naive_runs']} results from {figures['runs']} training runs of {figures['steps']} steps"
+        + (f" ({shared} shared)" if shared else "")
+    )
+    saved = {name: figures[f"{name}_epochs"] for name in ("shared", "forked")}
+    if any(saved.values()):
+        told = {"shared": "runs that serve several recipes", "forked": "beginnings that runs have in common"}
+        parts = [f"{value:g} by {told[name]}" for name, value in saved.items() if value]
+        share = figures["epochs"] / figures["naive_epochs"]
+        out.print(
+            f"{figures['epochs']:g} epochs instead of {figures['naive_epochs']:g} ({share:.0%}): saves "
+            + " and ".join(parts)
         )
 
 
@@ -225,28 +330,52 @@ def run(
     with_: WithOption = None,
     without: WithoutOption = None,
     design: DesignOption = "leave-one-out",
-    seeds: SeedsOption = "3",
+    seeds: SeedsOption = "",
+    budget: BudgetOption = "",
+    metric: MetricOption = "accuracy",
     tie: TieOption = None,
+    apart: ApartOption = False,
     order: OrderOption = "",
+    cross: CrossOption = "",
     delta: DeltaOption = 0.5,
     alpha: AlphaOption = 0.05,
+    price: PriceOption = 0.0,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "",
     out: OutOption = None,
     runs: RunsOption = "runs",
     workers: WorkersOption = None,
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
+    on: OnOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Plan, train what is missing, and report. The same command again goes on where it stopped."""
     spec = describe(
-        data, baseline, candidate, set_, with_, without, design, seeds, tie, order, delta, alpha, device
+        data,
+        baseline,
+        candidate,
+        set_,
+        with_,
+        without,
+        design,
+        seeds,
+        budget,
+        metric,
+        tie,
+        apart,
+        order,
+        cross,
+        delta,
+        alpha,
+        price,
+        device,
+        workers,
     )
     from trickbag.engine.device import Device
 
     spec = spec.model_copy(update={"device": Device(device).type, "title": title})
     folder = out or Path("studies") / f"{spec.design}-{spec.digest}"
-    conduct_and_show(spec, folder, Path(runs), workers, threads, as_json)
+    conduct_and_show(spec, folder, Path(runs), workers, threads, as_json, on)
 
 
 @app.command()
@@ -254,17 +383,24 @@ def resume(
     study: StudyArgument,
     workers: WorkersOption = None,
     threads: ThreadsOption = 1,
+    on: OnOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a study that was interrupted or killed; finished runs are not repeated."""
     from trickbag.study.spec import StudyFolder
 
     folder = StudyFolder(study)
-    conduct_and_show(folder.spec(), study, folder.runs, workers, threads, as_json)
+    conduct_and_show(folder.spec(), study, folder.runs, workers, threads, as_json, on)
 
 
 def conduct_and_show(
-    spec: StudySpec, folder: Path, runs: Path, workers: int | None, threads: int, as_json: bool
+    spec: StudySpec,
+    folder: Path,
+    runs: Path,
+    workers: int | None,
+    threads: int,
+    as_json: bool,
+    on: str = "local",
 ) -> None:
     """Run a study to its report, with live progress; exit status 130 if it was interrupted."""
     from trickbag import api
@@ -272,22 +408,22 @@ def conduct_and_show(
     from trickbag.study.outline import outline
 
     out = console(quiet=as_json)
+    executor = api.make_executor(spec.device, workers, threads, on)
     conduct = _conduct(spec, folder, runs, out)
-    show_outline(out, outline(spec, conduct.data.facts))
     # What the candidate's own training would say is said before it is paid for.
-    for note in conduct.plans[CANDIDATE].notes:
+    notes = conduct.compile(conduct.arms[CANDIDATE].recipe).notes
+    load_compiled(out)
+    costs = _costs(conduct, executor, threads, out)
+    show_outline(out, outline(spec, conduct.data.facts, conduct.seconds))
+    for note in notes:
         out.print(f"[yellow]note[/yellow] {note}", soft_wrap=True)
-    executor = api.make_executor(spec.device, workers, threads)
     left = conduct.pending(threads)
-    total = len(conduct.trainings) * len(spec.seeds)
     if left:
-        load_compiled(out)
-        seconds = conduct.estimate(_costs(conduct, executor, threads, out), executor.workers)
-        out.print(
-            f"{len(left)} of {total} runs to do, {executor.workers} at once: about {_duration(seconds)}"
-        )
-    with _progress(out, total, total - len(left)) as listen:
-        done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen)
+        seconds = conduct.estimate(costs, executor.workers)
+        more = " for its first stage" if conduct.adaptive and not conduct.rounds else ""
+        out.print(f"{len(left)} runs to do, {executor.workers} at once: about {_duration(seconds)}{more}")
+    with _progress(out, conduct) as listen:
+        done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen, on=on)
     if not done:
         out.print(f"interrupted; go on with: trickbag study resume {folder}", soft_wrap=True)
         raise typer.Exit(130)
@@ -308,7 +444,7 @@ def show_report(conduct: Conduct, out: Console, as_json: bool) -> None:
     out.print(f"report: {path / 'report.html'}", soft_wrap=True)
 
 
-def _costs(conduct: Conduct, executor: LocalExecutor, threads: int, out: Console) -> dict[str, Any]:
+def _costs(conduct: Conduct, executor: Executor, threads: int, out: Console) -> dict[str, Any]:
     with out.status("timing a few steps of each recipe"):
         return conduct.measure_costs(executor, threads, lambda event: None)
 
@@ -320,7 +456,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _progress(out: Console, total: int, finished: int) -> Iterator[Callable[[Event], None]]:
+def _progress(out: Console, conduct: Conduct) -> Iterator[Callable[[Event], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -331,8 +467,13 @@ def _progress(out: Console, total: int, finished: int) -> Iterator[Callable[[Eve
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=out) as bar:
-        overall = bar.add_task("runs", total=total, completed=finished, text="")
+        overall = bar.add_task("runs", total=None, completed=0, text="")
         tasks: dict[str, TaskID] = {}
+
+        def count() -> None:
+            done, total = conduct.progress()
+            stage = conduct.rounds[-1].stage if conduct.rounds else ""
+            bar.update(overall, total=total, completed=done, description=stage or "runs")
 
         def listen(event: Event) -> None:
             name = event.job.name
@@ -342,11 +483,12 @@ def _progress(out: Console, total: int, finished: int) -> Iterator[Callable[[Eve
                 metric = event.detail.metric
                 text = "" if metric is None else f"selection {metric:.1%}"
                 bar.update(tasks[name], completed=event.detail.step, text=text)
-            elif event.kind != "started":
+            elif event.kind == "started":
+                count()
+            else:
                 if name in tasks:
                     bar.remove_task(tasks.pop(name))
-                if event.kind == "done" and event.job.split == "selection":
-                    bar.advance(overall)
+                count()
                 if event.kind in ("failed", "retried"):
                     last = str(event.detail).strip().splitlines()[-1]
                     bar.console.print(f"{event.kind}: {name}: {last}", style="yellow", soft_wrap=True)
@@ -359,28 +501,38 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Say how far a study is."""
     from trickbag import api
     from trickbag.study.spec import StudyFolder
+    from trickbag.study.telling import tell
 
     folder = StudyFolder(study)
     conduct = api.prepare_study(folder.spec(), study, folder.runs)
-    rows = [
-        {"runs of": " = ".join(t.arms), "seed": seed, "state": conduct.state_of(t, seed)}
-        for t in conduct.trainings
-        for seed in conduct.spec.seeds
-    ]
+    rows = conduct.states()
     counts = {
         state: sum(row["state"] == state for row in rows)
         for state in ("finished", "diverged", "begun", "to do")
     }
-    failures = [event for event in folder.events("events") if event["event"] in ("failed", "retried")]
+    with folder.store(readonly=True) as store:
+        failures = [event for event in store.events() if event["event"] in ("failed", "retried")]
+        openings = store.openings()
+    stages: list[dict[str, Any]] = [
+        {"stage": one.stage, "points": len(one.points), "text": tell(one), "why": dict(one.why)}
+        for one in conduct.rounds
+    ]
     if as_json:
-        print_json(
-            {"counts": counts, "runs": rows, "failures": failures, "report": (study / "report.html").exists()}
-        )
+        known = {"counts": counts, "decisions": stages, "openings": openings, "runs": rows}
+        print_json(known | {"failures": failures, "report": (study / "report.html").exists()})
         return
     out = console()
     out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    for number, decided in enumerate(stages, start=1):
+        out.print(f"{number}. {decided['stage']}: {decided['text']}", soft_wrap=True)
+    for row in openings:
+        seeds = ", ".join(map(str, row["seeds"]))
+        out.print(
+            f"{row['time']} {row['split']} split opened for {', '.join(row['arms'])}, seeds {seeds}",
+            soft_wrap=True,
+        )
     for event in failures:
-        last = event["detail"].strip().splitlines()[-1]
+        last = (event["detail"].strip().splitlines() or [""])[-1]
         out.print(f"{event['time']} {event['event']}: {event['job']}: {last}", soft_wrap=True)
     if (study / "report.html").exists():
         out.print(f"report: {study / 'report.html'}", soft_wrap=True)
@@ -406,3 +558,40 @@ def report(
         print((study / "report.md").read_text(encoding="utf-8"), end="")
         return
     show_report(conduct, console(quiet=as_json), as_json)
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    to: Annotated[
+        str, typer.Option(metavar="KIND", help="csv, parquet, markdown, latex, mlflow or tensorboard.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; STUDY/export/KIND unless told.")
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow tracking server; a SQLite file unless told.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a study's runs and effects for other tools; trains nothing."""
+    from trickbag import api
+    from trickbag.report.exports import export as write
+    from trickbag.study.collect import collect
+    from trickbag.study.spec import StudyFolder
+
+    folder = StudyFolder(study)
+    conduct = api.prepare_study(folder.spec(), study, folder.runs)
+    written = write(
+        collect(conduct),
+        to,
+        out or (study if to == "mlflow" else study / "export" / to),
+        runs=folder.runs,
+        tracking_uri=uri,
+        name=f"{conduct.spec.design}-{conduct.spec.digest}",
+    )
+    if as_json:
+        print_json([str(path) for path in written])
+        return
+    for path in written:
+        console().print(str(path), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -56,9 +57,35 @@ def save(
     Raises:
         CheckpointError: it cannot be written; older ones are still there.
     """
+    final = write(folder, step, tensors, state)
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    seal: bool = False,
+) -> Path:
+    """Write the checkpoint of ``step`` below ``folder``, beside others; see :func:`save`.
+
+    Args:
+        folder: where checkpoints of a run lie.
+        step: number of updates done.
+        tensors: file name (without suffix) -> named tensors.
+        state: JSON values.
+        seal: note the hashes of the files, for those who will read them and cannot compute them anew.
+
+    Returns:
+        Its own folder.
+    """
     from safetensors import SafetensorError
 
-    final = folder / f"step-{step:08d}"
+    final = folder / name_of(step)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -67,7 +94,10 @@ def save(
             save_tensors(temporary / f"{name}.safetensors", named)
             with open(temporary / f"{name}.safetensors", "rb+") as file:
                 os.fsync(file.fileno())
-        write_json(temporary / STATE, {"step": step, "files": sorted(tensors), **state})
+        about = {"step": step, "files": sorted(tensors), **state}
+        if seal:
+            about["sha256"] = {name: _hash(temporary / f"{name}.safetensors") for name in tensors}
+        write_json(temporary / STATE, about)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -79,18 +109,45 @@ def save(
         shutil.rmtree(final)
     os.rename(temporary, final)
     sync_folder(folder)
-    for other in folder.iterdir():
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def name_of(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
+def all_of(folder: Path) -> dict[int, Path]:
+    """The checkpoints below ``folder`` by step, whole or not."""
+    found = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    return {int(number): path for number, path in found if number.isdecimal()}
 
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint below ``folder``."""
-    found = sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
-    return next((path for path in found if _complete(path)), None)
+    found = sorted(all_of(folder).items(), reverse=True)
+    return next((path for _, path in found if is_complete(path)), None)
 
 
-def _complete(path: Path) -> bool:
+def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+    """What a sealed checkpoint holds: JSON values, and tensors by file; None unless every bit is there."""
+    try:
+        state: dict[str, Any] = read_json(path / STATE)
+        hashes = {name: _hash(path / f"{name}.safetensors") for name in state["files"]}
+        if hashes != state["sha256"]:
+            return None
+        return state, {name: load_tensors(path / f"{name}.safetensors") for name in hashes}
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return None
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_complete(path: Path) -> bool:
+    """True if all files of a checkpoint are there."""
     try:
         state = read_json(path / STATE)
         return all((path / f"{name}.safetensors").is_file() for name in state["files"])

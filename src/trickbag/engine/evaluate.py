@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -106,8 +107,11 @@ class Reader:
                 known = self.metrics(chosen, split)
                 row |= {"chosen": _size(chosen), "metrics": known}
             else:
-                known = measure(self._weights(readout), readout, self.plan, self.data.splits[split])
-                row |= {"metrics": known}
+                weights, images = self._weights(readout), self.data.splits[split]
+                began = time.perf_counter()
+                known = measure(weights, readout, self.plan, images)
+                row |= {"metrics": known, "images": len(images)}
+                row |= {"seconds": round(time.perf_counter() - began, 4)}
             _write(path, row)
         return known
 
@@ -115,6 +119,17 @@ class Reader:
         """The metrics of a read-out on a split of some data, if they have been measured."""
         found: dict[str, float] | None = _read(self._file(self.settled(readout), split, facts), "metrics")
         return found
+
+    def seconds(self, readout: ReadOut, split: str, facts: DataFacts) -> float | None:
+        """Seconds an image took when a read-out was measured, reading it included; None if it was not."""
+        readout = self.settled(readout)
+        if readout.candidates:
+            size = _read(self._choice(readout), "chosen") or {}
+            found = [r for r in readout.candidates if _size(r) == size]
+            return self.seconds(found[0], split, facts) if found else None
+        path = self._file(readout, split, facts)
+        seconds, images = _read(path, "seconds"), _read(path, "images")
+        return seconds / images if seconds and images else None
 
     def probabilities(self, readout: ReadOut, split: Split) -> Tensor:
         """Predicted probabilities ``(n, classes)``, float32, on the CPU, of any images.

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,7 +114,8 @@ def readable(recipe: Recipe) -> Recipe:
 class Run:
     """A run's directory: ``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoint/``, ``result.json``.
 
-    ``evaluations/`` beside them caches evaluations of the finished run.
+    ``evaluations/`` beside them caches evaluations of the finished run; ``forks/`` holds what other runs go
+    on from; ``heartbeat.json`` says who trains it.
     """
 
     path: Path
@@ -135,6 +136,13 @@ class Run:
         if not (self.path / "run.json").exists():
             write_text(self.path / "recipe.yaml", dump(recipe))
             write_json(self.path / "run.json", about)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep one more thing about the run in ``run.json``; None leaves it out."""
+        about = self.about()
+        if about.get(name) != value:
+            rest = {key: known for key, known in about.items() if key != name}
+            write_json(self.path / "run.json", rest if value is None else rest | {name: value})
 
     def about(self) -> dict[str, Any]:
         """What identifies the run: seed, data, classes, code, threads.
@@ -189,6 +197,10 @@ class Run:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def start_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Begin ``metrics.jsonl`` anew, with the rows of another run that this one goes on from."""
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def truncate_metrics(self, size: int) -> None:
         """Cut ``metrics.jsonl`` back to what it held when a checkpoint was written, and to whole lines."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trickbag.engine import checkpoint
 from trickbag.engine.files import read_json
+from trickbag.engine.forks import Origin, Point, folder_of
+from trickbag.engine.prefix import starts_late
+from trickbag.engine.readout import RAW
 from trickbag.engine.run import Run
 from trickbag.errors import CheckpointError
+from trickbag.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +47,8 @@ class State:
         loss_sum: sum of training losses since then.
         history: primary metric of the raw weights at each evaluation.
         stopped: a stop trick ended training.
-        clock: time spent so far.
+        clock: time spent so far, on what this run has trained itself.
+        origin: where it began, if that was not at step 0.
     """
 
     step: int = 0
@@ -52,6 +57,12 @@ class State:
     history: list[float] = field(default_factory=list)
     stopped: bool = False
     clock: Clock = field(default_factory=Clock)
+    origin: Origin | None = None
+
+    @property
+    def trained(self) -> int:
+        """Updates that this run has made itself."""
+        return self.step - (self.origin.step if self.origin else 0)
 
 
 @dataclass
@@ -66,18 +77,26 @@ class Trainee:
 
     def save(self, run: Run, *, finished: bool) -> None:
         """Write a checkpoint; a finished run keeps no optimizer state."""
+        tensors, more = self._contents(optimizer=not finished)
+        more["metrics_size"] = run.metrics_size()
+        checkpoint.save(run.path / "checkpoint", self.state.step, tensors, more)
+
+    def leave_fork(self, run: Run) -> None:
+        """Write a fork point of the step it is at, unless it is there already."""
+        folder = folder_of(run.path, self.state.step)
+        if not checkpoint.is_complete(folder):
+            tensors, more = self._contents(optimizer=True)
+            more["rows"] = run.metrics()
+            checkpoint.write(folder.parent, self.state.step, tensors, more, seal=True)
+
+    def _contents(self, *, optimizer: bool) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         tensors: dict[str, Mapping[str, Tensor]] = {"model": self.model.state_dict()}
         tensors |= {f"average-{kind}": average for kind, average in self.averages.items()}
         values: dict[str, Any] = {}
-        if not finished:
+        if optimizer:
             tensors["optimizer"], values = checkpoint.pack_optimizer(self.optimizer)
-        more = {
-            "state": asdict(self.state),
-            "optimizer": values,
-            "scaler": self.scaler.state_dict() if self.scaler else {},
-            "metrics_size": run.metrics_size(),
-        }
-        checkpoint.save(run.path / "checkpoint", self.state.step, tensors, more)
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        return tensors, {"state": asdict(self.state), "optimizer": values, "scaler": scaler}
 
     def restore(self, run: Run) -> None:
         """Load the newest checkpoint, if there is one, and forget what was logged after it.
@@ -92,18 +111,48 @@ class Trainee:
         saved = read_json(folder / checkpoint.STATE)
         tensors = {name: checkpoint.load_tensors(folder / f"{name}.safetensors") for name in saved["files"]}
         try:
-            self.model.load_state_dict(tensors["model"])
-            if "optimizer" in tensors:
-                checkpoint.unpack_optimizer(self.optimizer, tensors["optimizer"], saved["optimizer"])
-            for kind, average in self.averages.items():
-                for name, value in average.items():
-                    value.copy_(tensors[f"average-{kind}"][name])
-            if self.scaler and saved["scaler"]:
-                self.scaler.load_state_dict(saved["scaler"])
-            values = saved["state"]
-            self.state.__dict__.update(values | {"clock": Clock(**values["clock"])})
+            self._load(saved, tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the run: {error}", where=str(folder), fix=f"delete {run.path}"
             ) from None
         run.truncate_metrics(saved["metrics_size"])
+
+    def go_on_from(self, point: Point, plan: Plan) -> list[dict[str, Any]]:
+        """Start at a fork point that :func:`trickbag.engine.forks.find` has found for this very run.
+
+        Returns:
+            The rows that it would have logged by itself until then.
+        """
+        late = [t for t in plan.weights if starts_late(t, plan.timeline, point.origin.step)]
+        kinds = {trick.kind for trick in late}
+        self._load(point.saved, point.tensors, kinds)
+        for trick in late:
+            for name, value in trick.start(self.model).items():
+                self.averages[trick.kind][name].copy_(value)
+        state = self.state
+        state.clock, state.origin = Clock(), point.origin
+        state.stopped = any(trick.stop(state.history) for trick in plan.stops)
+        rows = []
+        for row in point.saved["rows"]:
+            plain = {name: value for name, value in row.items() if not isinstance(value, dict)}
+            measured = {kind: row[RAW if kind in kinds else kind] for kind in (RAW, *self.averages)}
+            rows.append(plain | measured | {"seconds": 0.0})
+        return rows
+
+    def _load(
+        self, saved: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], late: Container[str] = ()
+    ) -> None:
+        """Take over what was saved, but for averages that begin late."""
+        self.model.load_state_dict(tensors["model"])
+        if "optimizer" in tensors:
+            checkpoint.unpack_optimizer(self.optimizer, tensors["optimizer"], saved["optimizer"])
+        for kind, average in self.averages.items():
+            for name, value in average.items() if kind not in late else ():
+                value.copy_(tensors[f"average-{kind}"][name])
+        if self.scaler and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        values = saved["state"] | {"clock": Clock(**saved["state"]["clock"])}
+        if values.get("origin"):
+            values["origin"] = Origin(**values["origin"])
+        self.state.__dict__.update(values)

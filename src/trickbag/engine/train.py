@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +31,16 @@ from trickbag.engine.evaluate import (
     measure,
 )
 from trickbag.engine.files import read_json, write_json
+from trickbag.engine.forks import Fork, find
 from trickbag.engine.freezing import Freezer
+from trickbag.engine.heartbeat import Heartbeat
 from trickbag.engine.interrupt import Interrupt
+from trickbag.engine.prefix import evaluation_steps as evaluation_steps
 from trickbag.engine.run import Run, code_version, run_id, versions
 from trickbag.engine.state import State, Trainee
 from trickbag.engine.targets import Learned, learned, transductive
 from trickbag.engine.upstream import ensure, settle, upstreams_of
-from trickbag.errors import PlanError, Problem, UsageError
+from trickbag.errors import CheckpointError, PlanError, Problem, UsageError
 from trickbag.plan import Plan
 from trickbag.rng import Stream
 
@@ -61,7 +65,7 @@ class Status:
         epoch: epochs done.
         loss: mean training loss since the last evaluation; NaN just after one.
         metric: last primary metric of the raw weights on the selection split; None before the first.
-        images_per_second: over the whole time spent training.
+        images_per_second: over the whole time that this run itself has spent training.
     """
 
     step: int
@@ -93,6 +97,9 @@ def train(
     report_seconds: float = 0.2,
     lock_seconds: float = 0.0,
     upstream_runs: str | Path | None = None,
+    keep: Sequence[int] = (),
+    fork: Fork | None = None,
+    attempt: int = 0,
 ) -> Run:
     """Train a plan with one seed, or go on with a run that was interrupted, or return a finished one.
 
@@ -110,6 +117,11 @@ def train(
         lock_seconds: how long to wait for another process that trains this very run.
         upstream_runs: folder of the runs that this one builds upon, which are trained if they are missing;
             None means ``runs``.
+        keep: numbers of updates after which the run leaves a fork point; if it stops before one of them,
+            where it stops. :func:`trickbag.engine.forks.forget_forks` deletes them.
+        fork: start from a fork point of another run, if it is there and fits, and there is no checkpoint yet.
+            Numbers are those of a run that starts from scratch, and so is its name.
+        attempt: how often this run has been tried before, for its heartbeat.
 
     Returns:
         The run; ``run.result()["status"]`` is ``"finished"`` or ``"diverged"``.
@@ -129,24 +141,17 @@ def train(
             if source.run is not None and Path(source.run).resolve().name == run.id:
                 what = "the run itself: it would count twice"
                 raise PlanError(Problem(what, f"trick {trick.kind}, {name}", fix="give it a seed of its own"))
+    every = checkpoint_seconds, report_seconds
     if device.rank > 0:
         if run.result() is None:
-            _train(run, plan, data, seed, device, checkpoint_seconds, None, report_seconds)
+            _train(run, plan, data, seed, device, place, every, None, keep, fork, attempt)
         return run
     with run.lock(lock_seconds):
         if run.result() is None:
-            result = _train(run, plan, data, seed, device, checkpoint_seconds, progress, report_seconds)
+            result = _train(run, plan, data, seed, device, place, every, progress, keep, fork, attempt)
             write_json(run.path / "result.json", result)
         _measure_finished(run, plan, data, splits, readouts or all_readouts(plan), device)
     return run
-
-
-def evaluation_steps(plan: Plan) -> frozenset[int]:
-    """The numbers of updates after which the selection split is evaluated; the last is one of them."""
-    timeline = plan.timeline
-    every = max(1.0, plan.recipe.evaluate_every * timeline.steps_per_epoch)
-    count = math.floor(timeline.steps / every)
-    return frozenset({round(every * k) for k in range(1, count + 1)} | {timeline.steps})
 
 
 def _train(
@@ -155,11 +160,15 @@ def _train(
     data: DataSet,
     seed: int,
     device: Device,
-    checkpoint_seconds: float,
+    place: str,
+    every: tuple[float, float],
     progress: Progress | None,
-    report_seconds: float,
+    keep: Sequence[int],
+    fork: Fork | None,
+    attempt: int,
 ) -> dict[str, Any]:
     timeline, recipe = plan.timeline, plan.recipe
+    checkpoint_seconds, report_seconds = every
     if timeline.batch_size % device.world:
         raise UsageError(
             f"batch_size {timeline.batch_size} cannot be shared evenly by {device.world} processes",
@@ -169,13 +178,20 @@ def _train(
     main = device.rank == 0
     if main:
         run.create(recipe, _about(plan, data, seed, device))
-    torch.set_num_threads(run.about()["threads"] if main else device.threads or 1)
+    threads = run.about()["threads"] if main else device.threads or 1
+    torch.set_num_threads(threads)
+    heart = Heartbeat(run.path if main else None, attempt, timeline.steps, timeline.steps_per_epoch)
+    heart.beat(0, None)
     fabric = device.start(plan.precision)
+    begun = checkpoint.newest(run.path / "checkpoint") is not None
+    point = None if begun else find(fork, plan, seed, place, threads)
+    if device.agree(point is None):
+        point = None
 
     model = plan.build_model(Stream(seed))
     model = model.to(device.torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     upstreams = upstreams_of(plan, data, device.torch_device)
-    if checkpoint.newest(run.path / "checkpoint") is None:
+    if not begun and point is None:
         heirs = [trick for trick in plan.models if trick.sources()]
         for heir in heirs:
             heir.inherit(model, upstreams[heir.kind])
@@ -185,8 +201,14 @@ def _train(
     averages = {trick.kind: trick.start(model) for trick in plan.weights}
     state = State()
     trainee = Trainee(model, optimizer, averages, getattr(fabric._precision, "scaler", None), state)
-    if main or (run.path / "checkpoint").exists():
+    if point is not None:
+        rows = trainee.go_on_from(point, plan)
+        if main:
+            run.start_metrics(rows)
+    elif main or (run.path / "checkpoint").exists():
         trainee.restore(run)
+    if main:
+        run.note("forked_from", asdict(state.origin) if state.origin else None)
     transformations = [t for trick in plan.gradients if (t := trick.transformation(model))]
     # Processes agree on what has gradients when the model is set up: freeze before.
     freezer = Freezer(plan, model, device.world)
@@ -206,7 +228,12 @@ def _train(
     loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=device.torch_device)
     saved = reported = time.perf_counter()
 
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, heart:
+        heart.beat(state.step, state.history[-1] if state.history else None, now=True)
+        if state.stopped and point is not None:
+            _finish(plan, model, averages, data.splits["train"], device)
+        if point is not None and main and (state.stopped or state.step == timeline.steps):
+            trainee.save(run, finished=True)
         source = iter(train_split.batches(batches.requests(state.step), device.workers))
         while state.step < timeline.steps and not state.stopped:
             step = state.step
@@ -267,8 +294,15 @@ def _train(
                 state.evaluated = step
                 loss_sum.zero_()
                 state.stopped = any(trick.stop(state.history) for trick in plan.stops)
-                if state.stopped and step < timeline.steps:
-                    _finish(plan, model, averages, data.splits["train"], device)
+            if main and (step in keep or (state.stopped and step < max(keep, default=0))):
+                state.loss_sum = float(loss_sum)
+                before = time.perf_counter()
+                with suppress(CheckpointError):
+                    # A saving for others, who start from scratch without it.
+                    trainee.leave_fork(run)
+                clock.checkpoint += time.perf_counter() - before
+            if state.stopped and step < timeline.steps:
+                _finish(plan, model, averages, data.splits["train"], device)
 
             now = time.perf_counter()
             if progress and (now - reported >= report_seconds or step == timeline.steps):
@@ -281,9 +315,10 @@ def _train(
                         step / timeline.steps_per_epoch,
                         float(loss_sum) / since if since else math.nan,
                         state.history[-1] if state.history else None,
-                        step * timeline.batch_size / max(clock.training, 1e-9),
+                        state.trained * timeline.batch_size / max(clock.training, 1e-9),
                     )
                 )
+            heart.beat(step, state.history[-1] if state.history else None)
             finished = step == timeline.steps or state.stopped
             drain = step % check_every == 0 and device.agree(interrupt.requested)
             if main and (finished or drain or now - saved > checkpoint_seconds):
@@ -381,7 +416,8 @@ def _about(plan: Plan, data: DataSet, seed: int, device: Device) -> dict[str, An
 
 def _outcome(run: Run, plan: Plan, trainee: Trainee, status: str, device: Device) -> dict[str, Any]:
     state, clock = trainee.state, trainee.state.clock
-    images = state.step * plan.timeline.batch_size
+    images = state.trained * plan.timeline.batch_size
+    origin = {"forked_from": asdict(state.origin)} if state.origin else {}
     return {
         "status": status,
         "run": run.id,
@@ -390,8 +426,11 @@ def _outcome(run: Run, plan: Plan, trainee: Trainee, status: str, device: Device
         "stopped_early": state.stopped,
         "transductive": transductive(plan),
         "parameters": sum(p.numel() for p in trainee.model.parameters()),
+        **origin,
+        "shared_steps": state.step - state.trained,
         "metrics": {},
         "cost": {
+            "epochs_trained": state.trained / plan.timeline.steps_per_epoch,
             "seconds": round(clock.training + clock.evaluate + clock.checkpoint, 3),
             "training_seconds": round(clock.training, 3),
             "images_per_second": round(images / max(clock.training, 1e-9), 1),

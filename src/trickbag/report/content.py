@@ -16,6 +16,10 @@ DESIGNS = {
     "ladder": "ladder: factors are added one after another, each rung judged against the one below",
     "leave-one-out": "leave-one-out: the candidate against itself without each factor",
     "one-at-a-time": "one at a time: the baseline against itself with each factor",
+    "screen": "screen: a Plackett-Burman design with full foldover, each effect read off all runs",
+    "factorial": "factorial: every combination of the crossed factors",
+    "auto": "auto: a pilot, a Plackett-Burman screen with full foldover, a race of single changes around the "
+    "best recipe so far, and a confirmation on fresh seeds",
 }
 
 
@@ -256,7 +260,7 @@ class ReportData:
     Attributes:
         title: heading.
         data_name: name of the data set.
-        design: ``"ladder"``, ``"leave-one-out"`` or ``"one-at-a-time"``.
+        design: a key of :data:`DESIGNS`.
         baseline: name of the baseline's arm.
         candidate: name of the candidate's arm.
         delta: margin of equivalence in points.

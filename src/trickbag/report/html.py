@@ -1,21 +1,34 @@
-"""The report as one self-contained HTML file: no scripts, no requests."""
+"""The report as one self-contained HTML file, interactive, without a single request."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import json
 import re
-from statistics import fmean, stdev
+from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
-from trickbag.report import charts, svg
-from trickbag.report.content import (
-    ArmResult,
-    ReportData,
-    duration,
-    interval,
-    p_value,
-    points,
+from markupsafe import Markup
+
+from trickbag.report import (
+    claims,
+    comparisons,
+    forest,
+    interactions,
+    ladder,
+    noise,
+    rows,
+    seeds,
+    shown,
+    svg,
+    tradeoffs,
 )
-from trickbag.report.wording import cost_multiple, methods, verdict
+from trickbag.report.content import Metric, ReportData, duration, interval, p_value, points
+from trickbag.report.forest import NARROW, WIDE
+from trickbag.report.wording import methods, verdict
 
 LADDER_TITLES = {
     "ladder": "The ladder: one factor after another",
@@ -33,7 +46,11 @@ _PLAN_LABELS = {
 
 
 def render(data: ReportData) -> str:
-    """The report of a study as HTML, readable offline, on a phone and on paper."""
+    """The report of a study as HTML, readable offline, on a phone and on paper.
+
+    Figures of the primary metric are in the page; those of other metrics are packed beside them and shown by
+    the page's own script. Without scripts, everything is there for the primary metric.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -44,25 +61,43 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"points": points, "tight": _tight, "p_value": p_value, "duration": duration}
-    environment.globals |= {"interval": interval, "glyph": svg.glyph}
-    highlighted = charts.highlighted(data)
+    environment.globals |= {"interval": interval, "glyph": svg.glyph, "finding": shown.finding}
+    data = shown.clean(data)
+    metrics = shown.metrics(data)
+    script = resources.files("trickbag.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
+    highlighted = seeds.highlighted(data)
+    others = {m.name: figures(data, m) for m in metrics[1:]}
     return environment.get_template("report.html").render(
         data=data,
         verdict=verdict(data),
+        weighty=claims.weighty(data),
+        openings=claims.openings(data),
+        arm_label=lambda name: shown.arm_label(data, name),
         methods=methods(data),
         level=_tight(f"{100 * (1 - data.alpha):g} %"),
-        forests=[charts.forest(data, w) for w in (charts.WIDE, charts.NARROW)]
-        if data.analysis.effects
-        else [],
-        ladders=[c for w in (charts.WIDE, charts.NARROW) if (c := charts.ladder(data, w))],
-        ladder_title=LADDER_TITLES.get(data.design, "All arms"),
-        slopes=charts.slopes(data),
-        curves=[c for w in (charts.WIDE, charts.NARROW) if (c := charts.curves(data, w))],
+        metrics=metrics,
+        shown=figures(data, metrics[0]),
+        fresh=_both(lambda width: comparisons.fresh(data, width)),
+        waterfall=_both(lambda width: ladder.waterfall(data, width)),
+        heatmap=_both(lambda width: interactions.heatmap(data, width)),
+        curves=_both(lambda width: seeds.curves(data, width)),
+        residuals=noise.residual_plots(data),
+        entire=data.design in shown.ENTIRE,
+        drawn=len(ladder.drawn_arms(data)),
+        ladder_title=LADDER_TITLES.get(data.design, "Measured recipes"),
         highlighted=highlighted,
         others=len(data.arms) - len(highlighted),
-        rows=[_row(data, arm) for arm in charts.ordered_arms(data)],
-        metrics=_metric_names(data),
-        trouble=[(arm, run) for arm in data.arms for run in arm.runs if run.status != "finished"],
+        effects=rows.effect_rows(data),
+        arms=rows.arm_rows(data),
+        runs=rows.run_rows(data),
+        trouble=rows.trouble(data),
+        clear=interactions.clear,
+        gaps=interactions.gaps(data),
+        longest=max((s.seconds for s in data.stages), default=0.0) or 1.0,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        facts=_safe_json(rows.facts(data)),
+        packed=_pack(others) if others else "",
         plan=[
             (_PLAN_LABELS.get(k, _words(k)), _plan_value(k, v)) for k, v in data.plan.items() if v is not None
         ],
@@ -70,9 +105,57 @@ def render(data: ReportData) -> str:
     )
 
 
+def figures(data: ReportData, metric: Metric) -> dict[str, str]:
+    """Every figure that follows the choice of metric, as HTML by name; what cannot be drawn is said."""
+    panels = Markup("").join(
+        Markup(
+            '<figure><figcaption><a href="{}"><b>{}</b></a><span>{}</span></figcaption>{}</figure>\n'
+        ).format(href, label, said, chart)
+        for href, label, said, chart in seeds.slopes(data, metric)
+    )
+    drawn = {
+        "forest": _both(lambda width: forest.forest(data, metric, width)),
+        "ladder": _both(lambda width: ladder.ladder(data, metric, width)),
+        "pareto": _both(lambda width: tradeoffs.pareto(data, metric, width)),
+        "slopes": Markup('<div class="panels">{}</div>').format(panels) if panels else Markup(""),
+    }
+    said = {
+        "forest": f"Effects were not estimated in terms of {metric.label}."
+        if data.analysis.effects
+        else "No factor was judged.",
+        "ladder": "No run finished with a value."
+        if metric.name == shown.primary(data).name
+        else f"{metric.label} was not measured.",
+        "pareto": f"Nothing to set against training time: {metric.label}.",
+        "slopes": "No factor has a seed with both of its runs.",
+    }
+    return {name: drawn[name] or Markup("<p>{}</p>").format(said[name]) for name in drawn}
+
+
+def _both(draw: Any) -> Markup:
+    """A figure for wide pages and paper, and one for phones."""
+    return Markup("\n").join(chart for width in (WIDE, NARROW) if (chart := draw(width)) is not None)
+
+
+def _safe_json(value: Any) -> Markup:
+    """JSON that ends no script element early."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _pack(value: Any) -> str:
+    """Figures as gzipped JSON in base64: a study of 30 factors has some megabytes of them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
 def _tight(text: str) -> str:
     """Keep intervals, and numbers and their percent signs, on one line."""
     text = re.sub(r"\[[^\]\s]+, [^\]\s]+\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    text = re.sub(r"(?<=\d) (?=points\b)", "\N{NO-BREAK SPACE}", text)
+    text = re.sub(r"\bp ([<=]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
 
 
@@ -98,28 +181,8 @@ def _facts(value: Any) -> list[tuple[str, str]]:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_words(str(k))} {_plain(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if value and all(isinstance(v, int) for v in value) and len(value) > 3:
+            return claims.ranges(list(value))
         return ", ".join(_plain(v) for v in value)
     return str(value)
-
-
-def _metric_names(data: ReportData) -> list[str]:
-    return list(dict.fromkeys(name for arm in data.arms for run in arm.runs for name in run.metrics))
-
-
-def _row(data: ReportData, arm: ArmResult) -> dict[str, Any]:
-    values = list(arm.values.values())
-    multiple = cost_multiple(data, arm)
-    cells = []
-    for name in _metric_names(data):
-        found = [r.metrics[name] for r in arm.runs if name in r.metrics]
-        cells.append(f"{fmean(found):.4g}" if found else "–")
-    return {
-        "label": arm.label,
-        "finished": f"{sum(r.status == 'finished' for r in arm.runs)} of {len(arm.runs)}",
-        "mean": "–" if arm.mean is None else f"{arm.mean:.2f}",
-        "sd": f"{stdev(values):.2f}" if len(values) > 1 else "–",
-        "time": "–" if arm.seconds is None else duration(arm.seconds),
-        "multiple": "–" if multiple is None else f"×{multiple:.2f}",
-        "metrics": cells,
-    }

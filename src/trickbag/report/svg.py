@@ -28,7 +28,7 @@ class Scale:
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """About ``count`` round numbers from ``low`` to ``high``."""
-    rough = max(high - low, 1e-9) / max(1, count)
+    rough = max(high - low, 1e-9 * max(1.0, abs(high))) / max(1, count)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -39,7 +39,7 @@ def number(value: float, all_ticks: Sequence[float], signed: bool = False) -> st
     """A tick's number, with as many digits as its neighbors need."""
     step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else 1.0
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return points(value, digits) if signed else f"{value:.{digits}f}"
+    return points(value, digits) if signed else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Markup:
@@ -58,12 +58,13 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
 
 def svg(width: float, height: float, label: str, children: Iterable[Any], kind: str) -> Markup:
     """A drawing that scales with its place on the page."""
+    content = Markup("").join(map(escape, children))
     return tag(
         "svg",
-        *children,
+        content,
         class_=f"chart {kind}",
         viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
+        role="group" if "<a " in content else "img",
         aria_label=label,
     )
 
@@ -96,12 +97,37 @@ def lines(text: str, width: float, size: float = 14, most: int = 2) -> list[str]
     return [fit(each, width, size) for each in found]
 
 
-def label(x: float, y: float, text: str, width: float, class_: str = "label", most: int = 2) -> Markup:
-    """A label centered on ``y``, with its full text as tooltip."""
+def label(
+    x: float, y: float, text: str, width: float, class_: str = "label", most: int = 2, titled: bool = True
+) -> Markup:
+    """A label centered on ``y``, with its full text as tooltip if ``titled``."""
     parts = lines(text, width, most=most)
     top = y + 5 - 8.5 * (len(parts) - 1)
     spans = [tag("tspan", part, x=x, y=top + 17 * i) for i, part in enumerate(parts)]
-    return tag("text", tag("title", text), *spans, class_=class_)
+    return tag("text", tag("title", text) if titled else "", *spans, class_=class_)
+
+
+def link(href: str, tip: str, *children: Any, **attributes: Any) -> Markup:
+    """What leads to the runs behind a mark; ``tip`` says its numbers, the first line being its name."""
+    return tag("a", tag("title", tip), *children, href=href, **attributes)
+
+
+def group(y: float, *children: Any, **attributes: Any) -> Markup:
+    """Elements moved down by ``y``, so that rows can change places."""
+    return tag("g", *children, transform=f"translate(0 {y:g})", **attributes)
+
+
+def star(x: float, y: float, size: float, class_: str) -> Markup:
+    """A star with five points."""
+    turns = [(size if i % 2 == 0 else size * 0.45, math.pi * (i / 5 - 0.5)) for i in range(10)]
+    corners = "L".join(f"{x + r * math.cos(t):.2f} {y + r * math.sin(t):.2f}" for r, t in turns)
+    return tag("path", d=f"M{corners}z", class_=class_)
+
+
+def diamond(x: float, y: float, size: float, class_: str) -> Markup:
+    """A square on its corner."""
+    d = f"M{x:.2f} {y - size:.2f}l{size:g} {size:g}l{-size:g} {size:g}l{-size:g} {-size:g}z"
+    return tag("path", d=d, class_=class_)
 
 
 def glyph(verdict: str, x: float, y: float, size: float, *children: Any) -> Markup:

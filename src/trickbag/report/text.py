@@ -1,10 +1,12 @@
-"""The report as text: GitHub Markdown for a pull request, and a table for the terminal."""
+"""The report as text: GitHub Markdown for a pull request, and tables for the terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trickbag.report.content import ReportData, interval, p_value, points
+from trickbag.report.claims import weighty
+from trickbag.report.content import Comparison, ReportData, interval, p_value, points
+from trickbag.report.shown import arm_label, clean, finding
 from trickbag.report.wording import verdict
 from trickbag.study.statistics import Effect
 
@@ -15,7 +17,8 @@ _COLORS = {"helps": "green", "hurts": "red", "equivalent": "blue", "undetected":
 
 
 def markdown(data: ReportData) -> str:
-    """Headline, table of effects and what could not be resolved, as GitHub Markdown."""
+    """Headline, claims, table of effects and what could not be resolved, as GitHub Markdown."""
+    data = clean(data)
     level = f"{100 * (1 - data.alpha):g} %"
     said = verdict(data)
     lines = [
@@ -23,24 +26,36 @@ def markdown(data: ReportData) -> str:
         "",
         f"**{_escape(said.headline)}**",
         "",
+        *(f"{_escape(claim)}\n" for claim in said.claims),
         f"| Factor | Effect (points) | {level} interval | Holm p | Verdict |",
         "|:--|--:|:-:|--:|:--|",
     ]
     for effect in data.ranked:
         cells = [_escape(data.label(effect.factor)), *_cells(effect)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"{_escape(sentence)}\n" for sentence in said.sentences[1:])]
+    if data.comparisons:
+        lines += [
+            "",
+            "| On fresh seeds | Split | Seeds | Difference (points) | Interval | Holm p | Chance |",
+            "|:--|:--|--:|--:|:-:|--:|--:|",
+        ]
+        lines += [f"| {' | '.join(_compared(data, c))} |" for c in data.comparisons]
+    lines += ["", *(f"{_escape(sentence)}\n" for sentence in (*said.findings, *said.remarks))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def terminal(data: ReportData, console: Console) -> None:
-    """Print the verdict and the table of effects."""
+    """Print the verdict, what may be claimed, and the table of effects."""
     from rich.table import Table
     from rich.text import Text
 
+    data = clean(data)
     said = verdict(data)
     console.print(Text(data.title, style="bold"))
     console.print(Text(said.headline))
+    looks = [_COLORS[finding(data, c)] for c in weighty(data)] or [""] * len(said.claims)
+    for claim, look in zip(said.claims, looks, strict=True):
+        console.print(Text(claim, style=look))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("factor", overflow="fold")
     for name in ("effect", f"{100 * (1 - data.alpha):g} % interval", "Holm p"):
@@ -53,13 +68,25 @@ def terminal(data: ReportData, console: Console) -> None:
         console.print()
         console.print(table)
         console.print()
-    for sentence in said.sentences[1:]:
+    for sentence in (*said.findings, *said.remarks):
         console.print(Text(sentence))
 
 
 def _cells(effect: Effect) -> tuple[str, str, str, str]:
     estimate = "–" if effect.estimate is None else points(effect.estimate)
     return estimate, interval(effect.low, effect.high), p_value(effect.p_holm), effect.verdict
+
+
+def _compared(data: ReportData, c: Comparison) -> list[str]:
+    return [
+        _escape(f"{arm_label(data, c.plus)} − {arm_label(data, c.minus)}"),
+        _escape(c.split),
+        f"{len(c.pairs)}",
+        points(c.difference),
+        interval(c.low, c.high),
+        p_value(c.p_holm),
+        "–" if c.chance is None else f"{c.chance:.2f}",
+    ]
 
 
 def _escape(text: str) -> str:

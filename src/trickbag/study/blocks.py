@@ -1,9 +1,12 @@
-"""The randomized-block model behind a study's effects: value = arm + seed + error, with missing cells."""
+"""The randomized-block model behind a study's effects: value = arm + seed + error, with missing cells.
+
+Runs that diverged are no part of the model. A contrast that has some is judged by how many there are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 Values = Mapping[str, Mapping[int, float | None]]
 """Primary metric in points, by arm and seed; None or NaN for a run without a value."""
 _NULL_DRAWS = 1999
+_DIVERGENCE_SHARE = 0.8
+"""Share of a contrast's level that is spent on the counts of its diverged runs."""
 
 
 def table(
@@ -72,9 +77,21 @@ class BlockFit:
         c = np.zeros(len(self.beta))
         c[self.index[plus]] += 1
         c[self.index[minus]] -= 1
-        if not np.allclose(self.estimable @ c, c, atol=1e-8):
+        if abs(self.estimable @ c - c).max() > 1e-8:
             return None
         return float(c @ self.beta), float(c @ self.covariance @ c)
+
+    def residuals(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """Fitted value and residual by (index of the arm, index of the seed); empty without residual df."""
+        if self.df == 0:
+            return {}
+        found = {}
+        for arm, row in enumerate(self.index):
+            for seed, value in enumerate(self.y[row].tolist()):
+                if math.isfinite(value):
+                    fitted = float(self.beta[row] + self.beta[self.arms + seed])
+                    found[arm, seed] = fitted, value - fitted
+        return found
 
     def unpaired(self) -> tuple[float | None, float | None]:
         """Standard deviation of the difference of runs with different seeds, and the pairing correlation."""
@@ -130,7 +147,7 @@ def measure_contrast(
 
     difference = y[plus] - y[minus]
     both = np.isfinite(difference)
-    pairs = tuple((seed, float(d)) for seed, d in zip(seeds, difference, strict=True) if np.isfinite(d))
+    pairs = _paired(seeds, difference)
     observed = difference[both]
     if len(observed) >= 2 and not observed.any():
         note = f"bit-identical in all {len(observed)} pairs of runs"
@@ -159,6 +176,119 @@ def measure_contrast(
     short = len(seeds) - len(observed)
     note = f"{short} of {len(seeds)} pairs incomplete" if short else ""
     return Measured(estimate, se, float(df), p, pairs, note)
+
+
+def _paired(seeds: Sequence[int], difference: Floats) -> tuple[tuple[int, float], ...]:
+    known = zip(seeds, difference.tolist(), strict=True)
+    return tuple((seed, d) for seed, d in known if math.isfinite(d))
+
+
+def divergence_p(discordant: int, pairs: int) -> float:
+    """Two-sided p-value of a difference between two arms in how often their runs diverge.
+
+    The exact unconditional test of matched pairs (Suissa and Shuster 1991, Biometrics 47, 361-372). Its
+    nuisance parameter, the probability ``r`` that only the one run of a pair diverges, is at most 1/4 as long
+    as runs of one seed are independent given the seed, or resemble each other; the tail grows with ``r``, and
+    at 1/4 the statistic is a fair binomial of ``2 * pairs`` trials. It holds whatever the seeds'
+    probabilities are.
+
+    Args:
+        discordant: pairs in which only the first run diverged, minus those in which only the second did.
+        pairs: number of pairs.
+    """
+    if discordant == 0:
+        return 1.0
+    tail = sum(math.comb(2 * pairs, pairs + k) for k in range(abs(discordant), pairs + 1))
+    return float(2 * tail / 4**pairs)
+
+
+class Table:
+    """The runs of a study, arms by seeds, and the block model of those that finished.
+
+    Attributes:
+        arms: names of the rows.
+        seeds: names of the columns.
+        rows: row of each arm.
+        y: values ``(arms, seeds)``, NaN where a run has none or diverged.
+        diverged: bool ``(arms, seeds)``.
+        affected: for each arm, whether a run of it diverged.
+        direction: 1, or -1 where lower is better.
+        worst: what a diverged run counts as: the lowest value, or the highest where lower is better; NaN if
+            no run has a value.
+        missing: ``(arm, seed)`` of each run that neither has a value nor diverged.
+        twins: for each arm, the first one with bit-identical values.
+        fit: block model of ``y``.
+    """
+
+    def __init__(
+        self, values: Values, diverged: Collection[tuple[str, int]] = (), higher_is_better: bool = True
+    ) -> None:
+        import numpy as np
+
+        diverged = frozenset(diverged)
+        self.arms = list(values)
+        self.seeds = sorted({seed for runs in values.values() for seed in runs} | {s for _, s in diverged})
+        self.y, missing = table(values, self.arms, self.seeds)
+        self.missing = tuple(run for run in missing if run not in diverged)
+        self.diverged: Floats = np.zeros(self.y.shape, dtype=bool)
+        for arm, seed in diverged:
+            self.diverged[self.arms.index(arm), self.seeds.index(seed)] = True
+        self.y[self.diverged] = np.nan
+        self.rows = {arm: i for i, arm in enumerate(self.arms)}
+        self.affected: list[bool] = [any(row) for row in self.diverged.tolist()]
+        self.direction = 1 if higher_is_better else -1
+        finished = self.y[np.isfinite(self.y)]
+        self.worst = float(self.direction * (self.direction * finished).min()) if len(finished) else math.nan
+        self.twins = find_twins(self.y)
+        self.fit = BlockFit(self.y, self.twins)
+
+    def measure(self, plus: str, minus: str, *, own: bool) -> Measured:
+        """Estimate one contrast by the block model, or by its own paired differences if ``own``."""
+        ends = self.rows[plus], self.rows[minus]
+        if any(self.affected[end] for end in ends):
+            return self._measure_diverged(*ends, own=own)
+        return measure_contrast(self.y, self.seeds, self.fit, *ends, own=own)
+
+    def _measure_diverged(self, plus: int, minus: int, *, own: bool) -> Measured:
+        """Estimate a contrast some of whose runs diverged, and count each of those as the worst value.
+
+        Such differences are a mixture that no t distribution describes, constant ones included. The p-value
+        is the smaller of two, each at its share of the level: ``divergence_p`` at 4/5, and the t test of the
+        pairs in which both runs finished, with the noise of the study's finished runs, at 1/5. Either counts
+        only if it points where the estimate does, the latter also only if the side it favors did not diverge
+        more often. There is neither a standard error nor an interval.
+        """
+        import numpy as np
+        from scipy.special import stdtr
+
+        y, diverged = self.y[[plus, minus]], self.diverged[[plus, minus]]
+        there = diverged | np.isfinite(y)
+        filled = np.where(diverged, self.worst, y)
+        pairs = _paired(self.seeds, filled[0] - filled[1])
+        counts = [f"{d.sum()} of {t.sum()}" for d, t in zip(diverged, there, strict=True)]
+        note = f"diverged in {counts[0]} runs with it, {counts[1]} without"
+        if len(pairs) < len(self.seeds):
+            note += f"; {len(self.seeds) - len(pairs)} of {len(self.seeds)} pairs incomplete"
+        if not pairs:
+            return Measured(None, None, None, None, pairs, note)
+        estimate = sum(d for _, d in pairs) / len(pairs)
+        if len(pairs) < 2:
+            return Measured(estimate, None, None, None, pairs, f"{note}; a single seed gives no interval")
+        p = 1.0
+        with_it, without = diverged[:, there.all(0)].sum(1).tolist()
+        safer = (without - with_it) * estimate * self.direction
+        if safer > 0:
+            p = divergence_p(without - with_it, len(pairs)) / _DIVERGENCE_SHARE
+        finished = y[:, np.isfinite(y).all(0)]
+        difference = finished[0] - finished[1]
+        df = len(difference) - 1 if own else self.fit.df
+        variance = None if self.fit.mse is None else 2 * self.fit.mse
+        if own:
+            variance = _denoised(float(difference.var(ddof=1)), finished) if df > 0 else None
+        if len(difference) and variance and difference.mean() * estimate > 0 and safer >= 0:
+            t = abs(float(difference.mean())) / math.sqrt(variance / len(difference))
+            p = min(p, 2 * float(stdtr(df, -t)) / (1 - _DIVERGENCE_SHARE))
+        return Measured(estimate, None, None, min(1.0, p), pairs, note)
 
 
 def equal_noise_p(y: Floats, twins: Sequence[int], ends: Sequence[tuple[int, int]]) -> float | None:

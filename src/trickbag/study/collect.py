@@ -1,26 +1,56 @@
-"""From run directories to a report."""
+"""From run directories and the store to a report."""
 
 from __future__ import annotations
 
 import platform
+import statistics as plain
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trickbag import tasks
 from trickbag.engine.device import available_cores
 from trickbag.engine.evaluate import RAW, Reader, main_readout
-from trickbag.engine.files import read_json, write_text
+from trickbag.engine.files import write_text
 from trickbag.engine.run import Run, code_version, versions
 from trickbag.recipe.diff import describe
 from trickbag.recipe.read import dump
-from trickbag.report.content import ArmResult, Confirmation, Factor, ReportData, RunResult
-from trickbag.study.conduct import Conduct, Cost
+from trickbag.report.content import (
+    ArmResult,
+    Confirmation,
+    Factor,
+    Metric,
+    Opening,
+    ReportData,
+    RunResult,
+    Stage,
+)
+from trickbag.study.conduct import POINTS, Conduct
 from trickbag.study.design import BASELINE, CANDIDATE, Arm
-from trickbag.study.statistics import Contrast, analyze, paired
+from trickbag.study.findings import Findings
+from trickbag.study.jobs import Training
+from trickbag.study.protocol import Reading, Round
+from trickbag.study.statistics import paired
+from trickbag.study.telling import summarize
 
-POINTS = 100.0
+MEGABYTE = 1e6
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy, points", POINTS),
+        Metric("balanced_accuracy", "balanced accuracy, points", POINTS),
+        Metric("top5_accuracy", "top-5 accuracy, points", POINTS),
+        Metric("nll", "negative log likelihood, nats", 1.0, False),
+        Metric("nll_calibrated", "negative log likelihood at the best temperature, nats", 1.0, False),
+        Metric("ece", "expected calibration error, points", POINTS, False),
+        Metric("training_seconds", "training time, s", 1.0, False),
+        Metric("inference_ms", "inference time, ms an image", 1.0, False),
+        Metric("memory_mb", "peak memory, MB", 1.0, False),
+        Metric("epochs", "epochs trained for the run", 1.0, None),
+    )
+}
 
 
 def write_report(conduct: Conduct, workers: int | None = None) -> Path:
@@ -46,149 +76,243 @@ def write_report(conduct: Conduct, workers: int | None = None) -> Path:
 
 def collect(conduct: Conduct, workers: int | None = None) -> ReportData:
     """Everything that a study's report shows, read from its runs."""
-    spec, layout = conduct.spec, conduct.layout
-    metric = tasks.of(spec.baseline.task).primary
-    arms = [_arm(conduct, arm, metric) for arm in layout.arms]
-    values = {arm.name: {run.seed: run.value for run in arm.runs} for arm in arms}
-    overall = Contrast(CANDIDATE, CANDIDATE, BASELINE)
-    analysis = analyze(values, layout.contrasts, alpha=spec.alpha, delta=spec.delta, overall=overall)
-    return ReportData(
-        title=spec.title or f"{len(layout.factors)} factors on {conduct.data.facts.name}, {spec.design}",
-        data_name=conduct.data.facts.name,
-        design=spec.design,
-        baseline=BASELINE,
-        candidate=CANDIDATE,
-        delta=spec.delta,
-        alpha=spec.alpha,
-        arms=arms,
-        analysis=analysis,
-        factors=[
-            Factor(
-                factor.key,
-                factor.label,
-                " & ".join(_side(change.before) for change in factor.changes),
-                " & ".join(_side(change.after) for change in factor.changes),
-                factor.passive,
+    return _Collector(conduct, workers).report()
+
+
+@dataclass(frozen=True)
+class _Collector:
+    conduct: Conduct
+    workers: int | None
+
+    def report(self) -> ReportData:
+        conduct, spec, layout = self.conduct, self.conduct.spec, self.conduct.layout
+        arms = [self.arm(arm) for arm in conduct.arms.values()]
+        metrics = self.metrics(arms)
+        findings = Findings(conduct, {arm.name: arm for arm in arms}, metrics)
+        return ReportData(
+            title=spec.title or f"{len(layout.factors)} factors on {conduct.data.facts.name}, {spec.design}",
+            data_name=conduct.data.facts.name,
+            design=spec.design,
+            baseline=BASELINE,
+            candidate=CANDIDATE,
+            delta=spec.delta,
+            alpha=spec.alpha,
+            arms=arms,
+            analysis=findings.analysis,
+            factors=[
+                Factor(
+                    factor.key,
+                    factor.label,
+                    " & ".join(_side(change.before) for change in factor.changes),
+                    " & ".join(_side(change.after) for change in factor.changes),
+                    factor.passive,
+                )
+                for factor in layout.factors
+            ],
+            metric=spec.metric.replace("_", " "),
+            confirm=self.confirmation(findings),
+            plan=self.figures(arms),
+            provenance=self.provenance(),
+            recipes={"baseline": dump(spec.baseline), "candidate": dump(spec.candidate)},
+            metrics=metrics,
+            analyses=findings.analyses,
+            stages=self.stages(),
+            recommendation=findings.recommendation,
+            interactions=findings.interactions,
+            attribution=findings.attribution,
+            chances=findings.chances,
+            comparisons=findings.comparisons,
+            openings=[Opening(row["time"], row["split"], row["arms"], row["seeds"]) for row in self.openings],
+            residuals=findings.residuals,
+            aliases=findings.aliases,
+        )
+
+    @cached_property
+    def openings(self) -> list[dict[str, Any]]:
+        with self.conduct.folder.store(readonly=True) as store:
+            return store.openings()
+
+    @cached_property
+    def failures(self) -> dict[str, str]:
+        with self.conduct.folder.store(readonly=True) as store:
+            events = store.events()
+        return {
+            e["job"]: e["detail"].strip().splitlines()[-1]
+            for e in events
+            if e["event"] == "failed" and e["detail"].strip()
+        }
+
+    @cached_property
+    def seeds(self) -> dict[str, dict[int, str]]:
+        """By arm: its seeds, and the stage that asked for each first."""
+        found: dict[str, dict[int, str]] = {name: {} for name in self.conduct.arms}
+        for one in self.conduct.planned:
+            for point in one.points:
+                found[self.conduct._arm(point.cell).name].setdefault(point.seed, one.stage)
+        return found
+
+    def arm(self, arm: Arm) -> ArmResult:
+        conduct = self.conduct
+        training = conduct.training_of(arm.name)
+        runs = [self.run(arm, training, seed, stage) for seed, stage in self.seeds[arm.name].items()]
+        return ArmResult(arm.name, arm.name, list(arm.on), runs)
+
+    def run(self, arm: Arm, training: Training, seed: int, stage: str) -> RunResult:
+        conduct, metric = self.conduct, self.conduct.spec.metric
+        readout = main_readout(conduct.compile(arm.recipe))
+        run = conduct.run_of(training, seed)
+        result, metrics = run.result(), conduct.read(arm.name, seed)
+        rows = run.metrics()
+        weights = readout.weights if all(readout.weights in row for row in rows) else RAW
+        curve = [(row["epoch"], POINTS * row[weights][metric]) for row in rows if weights in row]
+        seconds = _whole(result, "seconds") if result else 0.0
+        costs = self.costs(arm, run, result)
+        told = bool((result or {}).get("transductive")) or self.transductive(arm, run)
+        if result is not None and result["status"] == "diverged":
+            message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
+            return RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told, costs, stage)
+        if metrics is None:
+            message = next(
+                (
+                    text
+                    for job, text in self.failures.items()
+                    if job.endswith(f", seed {seed}") and arm.name in job
+                ),
+                "has not been run",
             )
-            for factor in layout.factors
-        ],
-        metric=metric,
-        confirm=_confirmation(conduct, metric),
-        plan=_figures(conduct, arms),
-        provenance=_provenance(conduct, workers),
-        recipes={"baseline": dump(spec.baseline), "candidate": dump(spec.candidate)},
-    )
+            return RunResult(seed, run.id, "failed", None, {}, seconds, curve, message, stage=stage)
+        rest = {name: value for name, value in metrics.items() if name != metric}
+        value = POINTS * metrics[metric]
+        return RunResult(seed, run.id, "finished", value, rest, seconds, curve, "", told, costs, stage)
+
+    def costs(self, arm: Arm, run: Run, result: dict[str, Any] | None) -> dict[str, float]:
+        if result is None:
+            return {}
+        cost = result["cost"]
+        found = {
+            "training_seconds": _whole(result, "training_seconds"),
+            "epochs": cost.get("epochs_trained", result["epochs"]),
+        }
+        if cost.get("peak_memory_bytes"):
+            found["memory_mb"] = cost["peak_memory_bytes"] / MEGABYTE
+        plan = self.conduct.compile(arm.recipe)
+        if result["status"] == "finished":
+            seconds = Reader(run, plan).seconds(main_readout(plan), "selection", self.conduct.data.facts)
+            if seconds is not None:
+                found["inference_ms"] = 1000 * seconds
+        return found
+
+    def transductive(self, arm: Arm, run: Run) -> bool:
+        """Whether another model that an arm predicts with has learned from test images."""
+        plan = self.conduct.compile(arm.recipe)
+        readout = main_readout(plan)
+        if (run.result() or {}).get("status") != "finished" or not any(t.sources() for t in readout.tricks):
+            return False
+        settled = Reader(run, plan).settled(readout)
+        members = (source.run for trick in settled.tricks for source in trick.sources().values())
+        results = (Run(Path(path)).result() or {} for path in members if path is not None)
+        return any(bool(result.get("transductive")) for result in results)
+
+    def metrics(self, arms: list[ArmResult]) -> list[Metric]:
+        """What was measured of at least one run, the primary metric first."""
+        runs = [run for arm in arms for run in arm.runs if run.status == "finished"]
+        there = {name for run in runs for name in (*run.metrics, *run.costs)}
+        primary = METRICS[self.conduct.spec.metric]
+        return [primary, *(m for m in METRICS.values() if m.name in there and m is not primary)]
+
+    def confirmation(self, findings: Findings) -> Confirmation | None:
+        conduct = self.conduct
+        final = findings.final
+
+        def values(arm: str) -> dict[int, float | None]:
+            found = {seed: conduct.read(arm, seed, "test") for seed in self.seeds.get(arm, ())}
+            return {seed: POINTS * m[conduct.spec.metric] for seed, m in found.items() if m}
+
+        baseline, candidate = values(BASELINE), values(final)
+        paired_seeds = baseline.keys() & candidate.keys()
+        effect = (
+            paired(baseline, candidate, conduct.spec.alpha) if paired_seeds and final != BASELINE else None
+        )
+        if effect is None or effect.estimate is None:
+            return None
+        return Confirmation(
+            baseline=_mean({seed: baseline[seed] for seed in paired_seeds}),
+            candidate=_mean({seed: candidate[seed] for seed in paired_seeds}),
+            difference=effect.estimate,
+            low=effect.low,
+            high=effect.high,
+            p=effect.p,
+            n=effect.n_pairs,
+            opened=[row["time"] for row in self.openings],
+        )
+
+    def stages(self) -> list[Stage]:
+        known: set[str] = set()
+        rounds: dict[str, list[Round]] = {}
+        runs: dict[str, list[Reading]] = {}
+        for seen in self.conduct.seen:
+            stage = seen.round.stage
+            rounds.setdefault(stage, []).append(seen.round)
+            new = {r.run: r for r in seen.readings if r.run not in known and (r.seconds or r.diverged)}
+            runs.setdefault(stage, []).extend(new.values())
+            known |= new.keys()
+        return [
+            Stage(name, len(of), len(runs[name]), sum(r.seconds for r in runs[name]), summarize(of))
+            for name, of in rounds.items()
+        ]
+
+    def figures(self, arms: list[ArmResult]) -> dict[str, float | int | str | None]:
+        conduct = self.conduct
+        needed = sum(len(arm.runs) for arm in arms)
+        runs = {run.run_id: run for arm in arms for run in arm.runs}
+        figures: dict[str, float | int | str | None] = {
+            "runs": needed,
+            "trained": len(runs),
+            "shared": needed - len(runs),
+        }
+        naive = sum(conduct.arms[arm.name].recipe.epochs * len(arm.runs) for arm in arms)
+        figures["epochs_naive"] = naive
+        figures["epochs_trained"] = round(sum(run.costs.get("epochs", 0.0) for run in runs.values()), 2)
+        if conduct.spec.budget:
+            figures["budget"] = str(conduct.spec.budget)
+        if conduct.costs and not conduct.adaptive:
+            known = conduct.costs
+            if all(t.recipe.digest in known for t in conduct.trainings):
+                each = (known[t.recipe.digest].run(conduct.compile(t.recipe)) for t in conduct.trainings)
+                figures["seconds_estimated"] = len(conduct.seeds) * sum(each)
+        results = (Run(conduct.folder.runs / name).result() for name in runs)
+        figures["seconds_actual"] = sum(result["cost"]["seconds"] for result in results if result)
+        return figures
+
+    def provenance(self) -> dict[str, Any]:
+        conduct = self.conduct
+        facts = conduct.data.facts
+        known = {
+            "code": code_version(),
+            "data": facts.name,
+            "data fingerprint": facts.fingerprint,
+            "images": ", ".join(f"{count} {split}" for split, count in facts.sizes.items()),
+            "unreadable images": len(facts.bad),
+            "seeds": ", ".join(map(str, conduct.seeds)),
+            "device": conduct.spec.device,
+            "processor": f"{platform.machine()}, {available_cores()} cores",
+            "runs at once": self.workers,
+            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+            "system": f"{platform.system()} {platform.release().split('-')[0]}",
+            "command": " ".join(["trickbag", *sys.argv[1:]]),
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+
+def _whole(result: dict[str, Any], name: str) -> float:
+    """Seconds that all steps of a run take, those included that another run has made for it."""
+    steps, shared = result["steps"], result.get("shared_steps", 0)
+    return float(result["cost"][name]) * (steps / (steps - shared) if steps > shared else 1.0)
 
 
 def _side(value: Any) -> str:
     return "absent" if value is None else describe(value)
 
 
-def _arm(conduct: Conduct, arm: Arm, metric: str) -> ArmResult:
-    training = conduct.training_of(arm.name)
-    readout = main_readout(conduct.plans[arm.name])
-    failures = _failures(conduct)
-    runs = []
-    for seed in conduct.spec.seeds:
-        run = conduct.run_of(training, seed)
-        result, metrics = run.result(), conduct.read(arm.name, seed)
-        rows = run.metrics()
-        weights = readout.weights if all(readout.weights in row for row in rows) else RAW
-        curve = [(row["epoch"], POINTS * row[weights][metric]) for row in rows if weights in row]
-        seconds = result["cost"]["seconds"] if result else 0.0
-        told = bool((result or {}).get("transductive")) or _transductive(conduct, arm, run)
-        if result is not None and result["status"] == "diverged":
-            message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
-            runs.append(RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told))
-        elif metrics is None:
-            message = failures.get(conduct.job(training, seed, threads=1).name, "has not been run")
-            runs.append(RunResult(seed, run.id, "failed", None, {}, seconds, curve, message))
-        else:
-            rest = {name: value for name, value in metrics.items() if name != metric}
-            value = POINTS * metrics[metric]
-            runs.append(RunResult(seed, run.id, "finished", value, rest, seconds, curve, transductive=told))
-    return ArmResult(arm.name, arm.name, list(arm.on), runs)
-
-
-def _transductive(conduct: Conduct, arm: Arm, run: Run) -> bool:
-    """Whether another model that an arm predicts with has learned from test images."""
-    readout = main_readout(conduct.plans[arm.name])
-    if run.result() is None or not any(trick.sources() for trick in readout.tricks):
-        return False
-    settled = Reader(run, conduct.plans[arm.name]).settled(readout)
-    members = (source.run for trick in settled.tricks for source in trick.sources().values())
-    results = (Run(Path(path)).result() or {} for path in members if path is not None)
-    return any(bool(result.get("transductive")) for result in results)
-
-
-def _failures(conduct: Conduct) -> dict[str, str]:
-    return {
-        event["job"]: event["detail"].strip().splitlines()[-1]
-        for event in conduct.folder.events("events")
-        if event["event"] == "failed"
-    }
-
-
-def _confirmation(conduct: Conduct, metric: str) -> Confirmation | None:
-    def values(arm: str) -> dict[int, float | None]:
-        found = {seed: conduct.read(arm, seed, "test") for seed in conduct.spec.seeds}
-        return {seed: POINTS * metrics[metric] for seed, metrics in found.items() if metrics}
-
-    baseline, candidate = values(BASELINE), values(CANDIDATE)
-    paired_seeds = baseline.keys() & candidate.keys()
-    effect = paired(baseline, candidate, conduct.spec.alpha) if baseline and candidate else None
-    if effect is None or effect.estimate is None:
-        return None
-    return Confirmation(
-        baseline=_mean({seed: baseline[seed] for seed in paired_seeds}),
-        candidate=_mean({seed: candidate[seed] for seed in paired_seeds}),
-        difference=effect.estimate,
-        low=effect.low,
-        high=effect.high,
-        p=effect.p,
-        n=effect.n_pairs,
-        opened=[event["time"] for event in conduct.folder.events("openings")],
-    )
-
-
 def _mean(values: Mapping[int, float | None]) -> float:
-    known = [value for value in values.values() if value is not None]
-    return sum(known) / len(known)
-
-
-def _figures(conduct: Conduct, arms: list[ArmResult]) -> dict[str, float | int | str | None]:
-    seeds = len(conduct.spec.seeds)
-    needed, trained = len(arms) * seeds, len(conduct.trainings) * seeds
-    figures: dict[str, float | int | str | None] = {
-        "runs": needed,
-        "trained": trained,
-        "shared": needed - trained,
-    }
-    costs = conduct.folder.path / "costs.json"
-    if costs.exists():
-        known = {digest: Cost(**cost) for digest, cost in read_json(costs).items()}
-        if all(t.recipe.digest in known for t in conduct.trainings):
-            each = (known[t.recipe.digest].run(conduct.compile(t.recipe)) for t in conduct.trainings)
-            figures["seconds_estimated"] = seeds * sum(each)
-    results = [conduct.run_of(t, seed).result() for t in conduct.trainings for seed in conduct.spec.seeds]
-    figures["seconds_actual"] = sum(result["cost"]["seconds"] for result in results if result)
-    return figures
-
-
-def _provenance(conduct: Conduct, workers: int | None) -> dict[str, Any]:
-    facts = conduct.data.facts
-    known = {
-        "code": code_version(),
-        "data": facts.name,
-        "data fingerprint": facts.fingerprint,
-        "images": ", ".join(f"{count} {split}" for split, count in facts.sizes.items()),
-        "unreadable images": len(facts.bad),
-        "seeds": ", ".join(map(str, conduct.spec.seeds)),
-        "device": conduct.spec.device,
-        "processor": f"{platform.machine()}, {available_cores()} cores",
-        "runs at once": workers,
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "system": f"{platform.system()} {platform.release().split('-')[0]}",
-        "command": " ".join(["trickbag", *sys.argv[1:]]),
-    }
-    return {name: value for name, value in known.items() if value is not None}
+    return plain.fmean(value for value in values.values() if value is not None)

@@ -1,21 +1,20 @@
-"""Factors and designs: which recipes a study trains, and which of their differences it reads."""
+"""Factors, and the recipes between baseline and candidate that they span."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from trickbag.errors import Problem, StudyError, nearest
 from trickbag.interactions import clash
 from trickbag.plan import conflicts
 from trickbag.recipe.diff import Change, apply_changes, diff
 from trickbag.recipe.model import Recipe
-from trickbag.study.statistics import Contrast
+from trickbag.study.protocol import Cell
 from trickbag.tricks.base import Trick
 
-Design = Literal["ladder", "leave-one-out", "one-at-a-time"]
-DESIGNS: tuple[str, ...] = get_args(Design)
 BASELINE, CANDIDATE = "baseline", "candidate"
 
 
@@ -53,18 +52,69 @@ class Arm:
     on: tuple[str, ...]
     recipe: Recipe
 
+    @property
+    def cell(self) -> Cell:
+        """Its factors as a cell of the design."""
+        return frozenset(self.on)
+
 
 @dataclass(frozen=True)
-class Layout:
-    """Everything that a design prescribes. Arms with equal recipes are one arm."""
+class Space:
+    """Every recipe that a study may train: each factor on or off.
 
+    Attributes:
+        baseline: recipe without any factor.
+        candidate: recipe with all of them.
+        factors: in a fixed order.
+        names: what some cells are called; the others are named after what is on or off.
+    """
+
+    baseline: Recipe
+    candidate: Recipe
     factors: tuple[Factor, ...]
-    arms: tuple[Arm, ...]
-    contrasts: tuple[Contrast, ...]
+    names: Mapping[Cell, str] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the factors."""
+        return tuple(factor.key for factor in self.factors)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell."""
+        if cell == frozenset(self.keys):
+            return self.candidate
+        return apply_changes(self.baseline, [c for f in self.factors if f.key in cell for c in f.changes])
+
+    def arm(self, cell: Cell) -> Arm:
+        """The arm of a cell."""
+        return Arm(self.name(cell), tuple(key for key in self.keys if key in cell), self.recipe(cell))
+
+    def name(self, cell: Cell) -> str:
+        """What a cell is called: the same in every study of these factors, but for ``names``."""
+        if cell in self.names:
+            return self.names[cell]
+        on = [key for key in self.keys if key in cell]
+        off = [key for key in self.keys if key not in cell]
+        if not on:
+            return BASELINE
+        if not off:
+            return CANDIDATE
+        if len(off) <= 2 and len(off) <= len(on):
+            return f"without {', '.join(off)}"
+        if len(on) <= 2:
+            return f"+ {', '.join(on)}"
+        return f"mix {hashlib.sha256(chr(10).join(on).encode()).hexdigest()[:6]}"
+
+    def problems(self, cell: Cell) -> tuple[Problem, ...]:
+        """Why the tricks of a cell cannot be in one bag; what depends on data or model is not seen here."""
+        return tuple(
+            Problem(f"{self.name(cell)}: {p.what}", p.where, p.expected, p.fix)
+            for p in conflicts(self.recipe(cell).tricks)
+        )
 
 
 def find_factors(
-    baseline: Recipe, candidate: Recipe, ties: Iterable[Sequence[str]] = ()
+    baseline: Recipe, candidate: Recipe, ties: Iterable[Sequence[str]] = (), *, apart: bool = False
 ) -> tuple[Factor, ...]:
     """The factors between two recipes; changes that cannot be made alone are tied together.
 
@@ -72,6 +122,7 @@ def find_factors(
         baseline: recipe without any factor.
         candidate: recipe with all of them.
         ties: groups of change keys to be tied as well.
+        apart: do not tie by yourself; the design must then avoid recipes that cannot be.
 
     Raises:
         StudyError: the recipes do not differ, or a tie names no change.
@@ -97,7 +148,7 @@ def find_factors(
             tie(keys.index(wanted[0]), keys.index(key))
     for i, first in enumerate(changes):
         for j, second in enumerate(changes[:i]):
-            if _bound(first, second) or _bound(second, first):
+            if not apart and (_bound(first, second) or _bound(second, first)):
                 tie(i, j)
     members = {g: tuple(c for c, own in zip(changes, group, strict=True) if own == g) for g in group}
     return tuple(Factor(found) for found in members.values())
@@ -107,68 +158,3 @@ def _bound(first: Change, second: Change) -> bool:
     mine = [t for t in (first.before, first.after) if isinstance(t, Trick)]
     others = {t.kind for t in (second.before, second.after) if isinstance(t, Trick)}
     return any(other in trick.requires or clash(trick.kind, other) for trick in mine for other in others)
-
-
-def lay_out(
-    baseline: Recipe,
-    candidate: Recipe,
-    design: str,
-    *,
-    ties: Iterable[Sequence[str]] = (),
-    order: Sequence[str] = (),
-) -> Layout:
-    """Arms and contrasts of a design.
-
-    Args:
-        baseline: recipe without any factor.
-        candidate: recipe with all of them.
-        design: ``ladder``, ``leave-one-out`` or ``one-at-a-time``.
-        ties: groups of change keys that form one factor.
-        order: factor keys in the order of a ladder's rungs; the rest follows.
-
-    Raises:
-        StudyError: unknown design or factor, equal recipes, or an arm whose tricks conflict.
-    """
-    if design not in DESIGNS:
-        near = nearest(design, DESIGNS)
-        fix = f"did you mean {near}?" if near else None
-        raise StudyError(f"no design is called {design!r}", expected="one of " + ", ".join(DESIGNS), fix=fix)
-    factors = find_factors(baseline, candidate, ties)
-    keys = [factor.key for factor in factors]
-    for key in order:
-        if key not in keys:
-            raise StudyError(f"--order: {key!r} is no factor", expected="one of " + ", ".join(keys))
-    factors = tuple(sorted(factors, key=lambda f: order.index(f.key) if f.key in order else len(order)))
-    keys = [factor.key for factor in factors]
-
-    cells: list[tuple[str, tuple[str, ...]]]
-    reads: list[tuple[str, tuple[str, ...], tuple[str, ...]]]
-    everything = tuple(keys)
-    if design == "ladder":
-        rungs = [tuple(keys[:k]) for k in range(len(keys) + 1)]
-        cells = [(f"+ {rung[-1]}" if rung else BASELINE, rung) for rung in rungs[:-1]]
-        reads = [(key, rungs[k + 1], rungs[k]) for k, key in enumerate(keys)]
-    elif design == "leave-one-out":
-        less = {key: tuple(k for k in keys if k != key) for key in keys}
-        cells = [(BASELINE, ()), *((f"without {key}", rest) for key, rest in less.items())]
-        reads = [(key, everything, less[key]) for key in keys]
-    else:
-        cells = [(BASELINE, ()), *((f"+ {key}", (key,)) for key in keys)]
-        reads = [(key, (key,), ()) for key in keys]
-    named: dict[tuple[str, ...], str] = {}
-    for name, on in [(BASELINE, ()), (CANDIDATE, everything), *cells]:
-        named.setdefault(on, name)
-    ordered = [*dict.fromkeys([on for _, on in cells] + [everything])]
-    arms = []
-    problems: list[Problem] = []
-    for on in ordered:
-        changes = [c for f in factors if f.key in on for c in f.changes]
-        recipe = candidate if on == everything else apply_changes(baseline, changes)
-        arms.append(Arm(named[on], on, recipe))
-        problems += (
-            Problem(f"{named[on]}: {p.what}", p.where, p.expected, p.fix) for p in conflicts(recipe.tricks)
-        )
-    if problems:
-        raise StudyError(problems)
-    contrasts = tuple(Contrast(key, named[plus], named[minus]) for key, plus, minus in reads)
-    return Layout(factors, tuple(arms), contrasts)

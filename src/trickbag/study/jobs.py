@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from trickbag.engine.run import training_part
 from trickbag.recipe.model import Recipe
-from trickbag.study.design import Arm
+from trickbag.study.design import Arm, Space
+from trickbag.study.protocol import Cell
+from trickbag.tricks.base import Trick
 from trickbag.tricks.stages import WeightsTrick
 
 
@@ -23,6 +25,30 @@ class Training:
 
     recipe: Recipe
     arms: list[str] = field(default_factory=list)
+
+
+def free_factors(space: Space) -> frozenset[str]:
+    """Factors that cost no training: one run, read with and without them, serves all their settings.
+
+    Of passive factors that need different runs (two settings of one average), only the first is free; one
+    that predicts with other trained models is not, since these must be trained.
+    """
+    free: list[str] = []
+    for factor in space.factors:
+        sides = (side for change in factor.changes for side in (change.before, change.after))
+        if factor.passive and not any(isinstance(side, Trick) and side.sources() for side in sides):
+            family = [frozenset[str](), frozenset((*free, factor.key)), *(frozenset({key}) for key in free)]
+            if len(share([space.arm(cell) for cell in (*family, frozenset({factor.key}))])) == 1:
+                free.append(factor.key)
+    return frozenset(free)
+
+
+def family(space: Space, cell: Cell, free: frozenset[str]) -> Training:
+    """The training recipe that gives a cell and all that differ from it in free factors alone."""
+    core = cell - free
+    cells = [core, core | free, *(core | {key} for key in sorted(free))]
+    found = share([space.arm(one) for one in dict.fromkeys(cells)])
+    return found[0] if len(found) == 1 else Training(space.recipe(cell), [space.name(cell)])
 
 
 def share(arms: Sequence[Arm]) -> list[Training]:

@@ -4,21 +4,79 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trickbag.data.base import DataSpec
 from trickbag.engine.files import read_json, write_json, write_text
-from trickbag.errors import StudyError
+from trickbag.errors import StudyError, UsageError
 from trickbag.plan import whole
 from trickbag.recipe.model import Recipe
 from trickbag.recipe.read import dump, load
-from trickbag.study.design import Design, Layout, lay_out
+from trickbag.study.layout import BY_ARMS, DesignName, Fixed, Layout, lay_out
+from trickbag.study.protocol import Design
+from trickbag.study.store import Store
+
+METRICS = ("accuracy", "balanced_accuracy", "top5_accuracy")
+"""What a study may judge by: shares of images, in points; a loss would punish tricks that soften targets."""
+_UNITS = {
+    "runs": ("runs", 1.0),
+    "epochs": ("epochs", 1.0),
+    "s": ("seconds", 1.0),
+    "min": ("seconds", 60.0),
+    "h": ("seconds", 3600.0),
+    "d": ("seconds", 86400.0),
+}
+_WORDS = {"run": "runs", "epoch": "epochs", "m": "min", "sec": "s", "second": "s", "seconds": "s"} | {
+    "minute": "min",
+    "minutes": "min",
+    "mins": "min",
+    "hour": "h",
+    "hours": "h",
+    "day": "d",
+    "days": "d",
+}
+
+
+class Budget(BaseModel):
+    """What a study may spend.
+
+    Attributes:
+        amount: how much.
+        unit: ``runs``, ``epochs`` (summed over runs), or ``seconds`` (of runs, one after the other: two
+            workers spend two in a second).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    amount: float = Field(gt=0)
+    unit: Literal["runs", "epochs", "seconds"]
+
+    @classmethod
+    def parse(cls, text: str, workers: int = 1) -> Budget:
+        """Read ``96 runs``, ``400 epochs``, ``2h``, ``90 min``; times are wall times of so many workers.
+
+        Raises:
+            UsageError: the text is none of these.
+        """
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
+        word = found and _WORDS.get(found[2], found[2])
+        if not found or word not in _UNITS or float(found[1]) <= 0:
+            raise UsageError(
+                f"cannot read {text!r}", where="--budget", expected="96 runs, 400 epochs, 90min or 2h"
+            )
+        unit, size = _UNITS[word]
+        amount = float(found[1]) * size * (workers if unit == "seconds" else 1)
+        return cls(amount=amount, unit=unit)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        if self.unit != "seconds":
+            return f"{self.amount:g} {self.unit}"
+        return f"{self.amount / 3600:.3g} hours of runs"
 
 
 class StudySpec(BaseModel):
@@ -31,8 +89,13 @@ class StudySpec(BaseModel):
         data: data set.
         design: which combinations are trained.
         seeds: seeds; runs with one seed are paired.
+        budget: what may be spent; fixed designs then take as many of the seeds as fit.
+        metric: what counts, one of :data:`METRICS`.
         ties: groups of change keys that form one factor.
+        apart: do not tie factors that require or exclude each other; the design avoids what cannot be.
         order: factor keys in the order of a ladder's rungs.
+        crossed: factor keys that a factorial crosses; none means all.
+        price: points that a doubling of training time must gain for a recipe to be recommended.
         delta: margin in percentage points within which an effect counts as none.
         alpha: family-wise error rate.
         device: device type of every run.
@@ -44,10 +107,15 @@ class StudySpec(BaseModel):
     baseline: Recipe
     candidate: Recipe
     data: DataSpec
-    design: Design = "leave-one-out"
+    design: DesignName = "leave-one-out"
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    budget: Budget | None = None
+    metric: Literal["accuracy", "balanced_accuracy", "top5_accuracy"] = "accuracy"
     ties: tuple[tuple[str, ...], ...] = ()
+    apart: bool = False
     order: tuple[str, ...] = ()
+    crossed: tuple[str, ...] = ()
+    price: float = Field(default=0.0, ge=0)
     delta: float = Field(default=0.5, ge=0)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     device: str = "cpu"
@@ -67,8 +135,26 @@ class StudySpec(BaseModel):
 
     @property
     def layout(self) -> Layout:
-        """Arms and comparisons."""
-        return lay_out(self.baseline, self.candidate, self.design, ties=self.ties, order=self.order)
+        """Arms and comparisons that are known beforehand."""
+        return lay_out(
+            self.baseline, self.candidate, self.design, ties=self.ties, order=self.order, apart=self.apart
+        )
+
+    def protocol(self) -> Design:
+        """What decides which runs are made."""
+        if self.design in BY_ARMS:
+            return Fixed(self.design, tuple(arm.cell for arm in self.layout.arms))
+        if self.design == "screen":
+            from trickbag.study.screens import Screen
+
+            return Screen()
+        if self.design == "factorial":
+            from trickbag.study.factorials import Factorial
+
+            return Factorial(crossed=self.crossed)
+        from trickbag.study.auto import Auto
+
+        return Auto()
 
     def plain(self) -> dict[str, Any]:
         """The spec as JSON values, without the recipes."""
@@ -128,17 +214,6 @@ class StudyFolder:
                 expected="a folder that `study run` made: study.json, baseline.yaml, candidate.yaml",
             ) from None
 
-    def log(self, file: str, row: Mapping[str, Any]) -> None:
-        """Append one event, with the time."""
-        with open(self.path / f"{file}.jsonl", "a", encoding="utf-8") as out:
-            out.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row}) + "\n")
-
-    def events(self, file: str) -> list[dict[str, Any]]:
-        """The events of one kind, oldest first; a torn line is left out."""
-        path, rows = self.path / f"{file}.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+    def store(self, *, readonly: bool = False) -> Store:
+        """The study's database."""
+        return Store(self.path, readonly=readonly)

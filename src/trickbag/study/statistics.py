@@ -1,24 +1,23 @@
 """What the runs of a study say about each factor: effects, intervals, verdicts, and what was out of reach.
 
-Values are percentage points of the primary metric (0 to 100). Runs that share a seed form a block.
+Values are percentage points of the primary metric (0 to 100), or another metric in its own unit. Runs that
+share a seed form a block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from trickbag.errors import StudyError, nearest
 from trickbag.study.blocks import (
-    BlockFit,
     Measured,
+    Table,
     Values,
     equal_noise_p,
-    find_twins,
-    measure_contrast,
-    table,
 )
 from trickbag.study.power import noncentrality
 
@@ -63,7 +62,12 @@ class Effect:
         pairs: ``(seed, difference)`` for each of them.
         plus: arm with the factor.
         minus: arm without it.
-        note: why an interval is missing, or what else to know.
+        note: why an interval is missing, how many runs diverged, or what else to know.
+        p_equivalence: p-value of two one-sided tests of an effect outside the margin; None without a margin
+            or a standard error.
+        q: p-value after Benjamini and Hochberg's correction over all factors: calling all effects with
+            ``q <= x`` real is wrong for a share of at most ``x`` of them, in expectation. Verdicts do not
+            use it.
     """
 
     factor: str
@@ -83,6 +87,8 @@ class Effect:
     plus: str
     minus: str
     note: str = ""
+    p_equivalence: float | None = None
+    q: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,13 @@ class Analysis:
         heteroscedastic: True if the factors' noise differs, and each was judged by its own differences.
         heteroscedastic_p: p-value of that check; None if it could not be made.
         method: the method in words, fit for a paper.
-        missing: ``(arm, seed)`` of each run without a value, diverged ones included.
+        missing: ``(arm, seed)`` of each run without a value, less those in ``diverged``.
         alpha: level of the tests.
         delta: margin of equivalence in points.
         overall: candidate minus baseline, outside the family of the factors.
+        diverged: ``(arm, seed)`` of each run that counted as diverged.
+        residuals: ``(arm, seed, fitted value, residual)`` of the block model for each finished run; empty
+            without residual degrees of freedom. Where ``heteroscedastic``, effects do not rest on it.
     """
 
     effects: tuple[Effect, ...]
@@ -114,6 +123,8 @@ class Analysis:
     alpha: float
     delta: float
     overall: Effect | None = None
+    diverged: tuple[tuple[str, int], ...] = ()
+    residuals: tuple[tuple[str, int, float, float], ...] = ()
 
 
 def analyze(
@@ -123,6 +134,8 @@ def analyze(
     alpha: float = 0.05,
     delta: float = 0.0,
     overall: Contrast | None = None,
+    diverged: Collection[tuple[str, int]] = (),
+    higher_is_better: bool = True,
 ) -> Analysis:
     """Judge every contrast of a study.
 
@@ -131,41 +144,43 @@ def analyze(
     Where a check at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t
     test instead.
 
+    Divergence is an outcome, not a missing value. A run that diverged counts as the worst value of the whole
+    table; it stays out of the model and of its noise, so that it cannot drown the other factors, and the
+    contrasts that it belongs to are judged by :func:`trickbag.study.blocks.measure_diverged`: exactly,
+    without an interval, and never as equivalent.
+
     Args:
         values: primary metric in points by arm and seed; None, NaN or absence means a run without a value.
         contrasts: one for each factor.
         alpha: family-wise level of the claims, and level of the intervals.
         delta: margin within which an effect counts as zero, in points; 0 claims no equivalence.
         overall: candidate against baseline, judged by itself.
+        diverged: ``(arm, seed)`` of runs that diverged, whatever ``values`` has for them.
+        higher_is_better: which sign of an effect is called helping, and which end of the table is the worst.
 
     Raises:
-        StudyError: a contrast names an unknown arm, a factor comes twice, or alpha or delta is out of range.
+        StudyError: a contrast or ``diverged`` names an unknown arm, a factor comes twice, or alpha or delta
+            is out of range.
     """
-    _check(values, contrasts, alpha, delta, overall)
-    arms = list(values)
-    seeds = sorted({seed for runs in values.values() for seed in runs})
-    y, missing = table(values, arms, seeds)
-    twins = find_twins(y)
-    fit = BlockFit(y, twins)
-    rows = {arm: i for i, arm in enumerate(arms)}
-    ends = [(rows[c.plus], rows[c.minus]) for c in contrasts]
-    check_p = equal_noise_p(y, twins, ends)
+    _check(values, contrasts, alpha, delta, overall, diverged)
+    table = Table(values, diverged, higher_is_better)
+    fit = table.fit
+    ends = [(table.rows[c.plus], table.rows[c.minus]) for c in contrasts]
+    check_p = equal_noise_p(table.y, table.twins, ends)
     heteroscedastic = check_p is not None and check_p <= HETEROSCEDASTIC_LEVEL
 
     def measure(contrast: Contrast) -> Measured:
-        return measure_contrast(y, seeds, fit, rows[contrast.plus], rows[contrast.minus], own=heteroscedastic)
+        return table.measure(contrast.plus, contrast.minus, own=heteroscedastic)
 
     measured = [measure(c) for c in contrasts]
-    adjusted = _holm([m.p for m in measured], alpha)
-    family = max(1, len(contrasts))
-    effects = tuple(
-        _judge(c, m, p_holm, alpha, delta, family)
-        for c, m, p_holm in zip(contrasts, measured, adjusted, strict=True)
-    )
+    p = [m.p for m in measured]
+    sign = 1 if higher_is_better else -1
+    judged = zip(contrasts, measured, holm(p), discovery_rates(p), strict=True)
+    effects = tuple(_judge(c, m, p_holm, q, alpha, delta, len(contrasts), sign) for c, m, p_holm, q in judged)
     whole = None
     if overall is not None:
         m = measure(overall)
-        whole = _judge(overall, m, m.p, alpha, delta, 1)
+        whole = _judge(overall, m, m.p, m.p, alpha, delta, 1, sign)
     sd_unpaired, correlation = fit.unpaired()
     return Analysis(
         effects=effects,
@@ -174,12 +189,67 @@ def analyze(
         correlation=correlation,
         heteroscedastic=heteroscedastic,
         heteroscedastic_p=check_p,
-        method=_method(alpha, delta, heteroscedastic, check_p, fit, len(missing)),
-        missing=missing,
+        method=_method(alpha, delta, heteroscedastic, check_p, table),
+        missing=table.missing,
         alpha=alpha,
         delta=delta,
         overall=whole,
+        diverged=tuple(run for run in product(table.arms, table.seeds) if run in diverged),
+        residuals=tuple(
+            (table.arms[i], table.seeds[j], *found) for (i, j), found in sorted(fit.residuals().items())
+        ),
     )
+
+
+def equivalence_p(estimate: float, se: float, df: float, delta: float) -> float:
+    """p-value of two one-sided t tests against "the effect is ``delta`` or more away from zero".
+
+    An effect is equivalent to zero at level ``alpha`` if this is below ``alpha``; that is, if its
+    ``1 - 2 * alpha`` interval lies within ``(-delta, delta)``.
+
+    Source: Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680.
+
+    Args:
+        estimate: of the effect.
+        se: standard error, in the same unit; 0 for an effect that is known.
+        df: degrees of freedom of ``se``.
+        delta: margin, in the same unit.
+    """
+    from scipy.special import stdtr
+
+    if se == 0:
+        return 0.0 if abs(estimate) < delta else 1.0
+    return float(stdtr(df, (abs(estimate) - delta) / se))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values after Holm's correction for the planned family; one that is None still counts in it.
+
+    The same numbers as statsmodels' ``multipletests``, which collects garbage at every call: that takes most
+    of the time of an analysis in a process that has torch loaded.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    adjusted: list[float | None] = [None] * len(p)
+    largest = 0.0
+    known = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    for rank, (value, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(p) - rank) * value))
+        adjusted[i] = largest
+    return adjusted
+
+
+def discovery_rates(p: Sequence[float | None]) -> list[float | None]:
+    """q-values of Benjamini and Hochberg for the planned family; one that is None still counts in it.
+
+    Source: Benjamini and Hochberg 1995, J. Royal Statistical Society B 57, 289-300.
+    """
+    if not any(value is not None for value in p):
+        return [None] * len(p)
+    from scipy.stats import false_discovery_control
+
+    rates = false_discovery_control([1.0 if value is None else value for value in p]).tolist()
+    return [None if value is None else q for value, q in zip(p, rates, strict=True)]
 
 
 def smallest_detectable(
@@ -231,7 +301,12 @@ def paired(
 
 
 def _check(
-    values: Values, contrasts: Sequence[Contrast], alpha: float, delta: float, overall: Contrast | None
+    values: Values,
+    contrasts: Sequence[Contrast],
+    alpha: float,
+    delta: float,
+    overall: Contrast | None,
+    diverged: Collection[tuple[str, int]],
 ) -> None:
     if not 0 < alpha < 0.5:
         raise StudyError(f"alpha is {alpha:g}", expected="a level between 0 and 0.5", fix="use 0.05")
@@ -243,45 +318,49 @@ def _check(
             raise StudyError(f"factor {name!r} comes twice", expected="one contrast a factor")
     for contrast in [*contrasts, *([overall] if overall else [])]:
         for arm in (contrast.plus, contrast.minus):
-            if arm not in values:
-                near = nearest(arm, values)
-                raise StudyError(
-                    f"factor {contrast.factor!r} compares an arm {arm!r} that was not run",
-                    expected=f"one of {', '.join(values)}",
-                    fix=f"did you mean {near!r}?" if near else None,
-                )
+            check_arm(arm, values, f"factor {contrast.factor!r} compares an arm {arm!r} that was not run")
+    for arm, seed in diverged:
+        check_arm(arm, values, f"seed {seed} of an arm {arm!r} that was not run is said to have diverged")
 
 
-def _holm(p: Sequence[float | None], alpha: float) -> list[float | None]:
-    """Holm's correction over the planned family; a factor without a p-value still counts in it."""
-    if not any(value is not None for value in p):
-        return [None] * len(p)
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted = multipletests([1.0 if value is None else value for value in p], alpha=alpha, method="holm")[1]
-    return [None if value is None else float(a) for value, a in zip(p, adjusted, strict=True)]
+def check_arm(arm: str, values: Values, problem: str) -> None:
+    """Raise a StudyError that states the problem unless the arm has runs."""
+    if arm not in values:
+        near = nearest(arm, values)
+        raise StudyError(
+            problem,
+            expected=f"one of {', '.join(values)}",
+            fix=f"did you mean {near!r}?" if near else None,
+        )
 
 
 def _judge(
-    contrast: Contrast, m: Measured, p_holm: float | None, alpha: float, delta: float, family: int
+    contrast: Contrast,
+    m: Measured,
+    p_holm: float | None,
+    q: float | None,
+    alpha: float,
+    delta: float,
+    family: int,
+    sign: int,
 ) -> Effect:
     from scipy.special import stdtrit
 
-    low = high = low_simultaneous = high_simultaneous = detectable = None
+    low = high = low_simultaneous = high_simultaneous = detectable = p_equivalence = None
     verdict: Verdict = "undetected"
-    if m.se == 0:
-        low = high = low_simultaneous = high_simultaneous = 0.0
-        verdict = "equivalent" if delta > 0 else "undetected"
-    elif m.estimate is not None and m.se is not None and m.df is not None and p_holm is not None:
+    if m.estimate is not None and m.se is not None and m.df is not None:
         half = float(stdtrit(m.df, 1 - alpha / 2)) * m.se
         wide = float(stdtrit(m.df, 1 - alpha / 2 / family)) * m.se
         low, high = m.estimate - half, m.estimate + half
         low_simultaneous, high_simultaneous = m.estimate - wide, m.estimate + wide
-        detectable = m.se * noncentrality(round(m.df), alpha / family, POWER)
-        if p_holm < alpha:
-            verdict = "helps" if m.estimate > 0 else "hurts"
-        elif abs(m.estimate) + float(stdtrit(m.df, 1 - alpha)) * m.se < delta:
-            verdict = "equivalent"
+        if m.se > 0:
+            detectable = m.se * noncentrality(round(m.df), alpha / family, POWER)
+        if delta > 0:
+            p_equivalence = equivalence_p(m.estimate, m.se, m.df, delta)
+    if m.estimate is not None and p_holm is not None and p_holm < alpha:
+        verdict = "helps" if sign * m.estimate > 0 else "hurts"
+    elif p_equivalence is not None and p_equivalence < alpha:
+        verdict = "equivalent"
     return Effect(
         contrast.factor,
         m.estimate,
@@ -300,15 +379,16 @@ def _judge(
         contrast.plus,
         contrast.minus,
         m.note,
+        p_equivalence,
+        q,
     )
 
 
-def _method(
-    alpha: float, delta: float, heteroscedastic: bool, check_p: float | None, fit: BlockFit, missing: int
-) -> str:
+def _method(alpha: float, delta: float, heteroscedastic: bool, check_p: float | None, table: Table) -> str:
     level = f"{100 * (1 - alpha):g}"
     check = "" if check_p is None else f" (check of equal noise: p = {check_p:.2g})"
-    if fit.mse is None:
+    fit, missing, diverged = table.fit, len(table.missing), int(table.diverged.sum())
+    if len(table.seeds) < 2 or (fit.mse is None and not diverged):
         return (
             "Arms were compared at the same seed. With a single seed there is no estimate of the noise, so "
             "neither intervals nor p-values are given and nothing is claimed."
@@ -335,6 +415,14 @@ def _method(
             f"effect within ±{delta:g} points (not corrected over factors)."
         )
     text += " Detectable effects are those found with 80 % power at the Bonferroni-corrected level."
+    if diverged:
+        worst = f" ({table.worst:.4g})" if math.isfinite(table.worst) else ""
+        text += (
+            f" {diverged} {'run' if diverged == 1 else 'runs'} diverged, and counted as the worst value of "
+            f"all runs{worst}. Effects that rest on them were judged by an exact matched-pairs test on the "
+            "number of diverged runs and a t test on the pairs that finished, at 4/5 and 1/5 of the level; "
+            "they have no interval and are not called equivalent."
+        )
     if missing:
         text += f" {missing} {'run' if missing == 1 else 'runs'} without a value entered as missing cells."
     return text

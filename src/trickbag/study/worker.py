@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import re
 import signal
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trickbag.data.base import DataSpec
-from trickbag.errors import TrickbagError
+from trickbag.errors import CheckpointError, StudyError, TrickbagError
 from trickbag.recipe.model import Recipe
 
-LOCK_SECONDS = 1800.0
-"""How long a worker waits for another study, or an orphan that still drains, to let go of a shared run."""
+if TYPE_CHECKING:
+    from trickbag.data.base import DataSet
+    from trickbag.engine.device import Device
+    from trickbag.engine.forks import Fork
+    from trickbag.engine.run import Run
+    from trickbag.engine.upstream import Ahead
+    from trickbag.plan import Plan
+
+Send = Callable[[tuple[str, Any]], None]
+
+SIGN_SECONDS = 60.0
+"""Seconds between two signs of life of a worker that waits."""
+QUIET_SECONDS = 120.0
+"""Seconds without a heartbeat after which a run on another machine counts as abandoned."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors of the operating system after which trying again is of no use."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,11 @@ class Job:
         threads: CPU threads.
         timing: only time a few steps.
         attempt: how often it has been tried before.
+        after: name of a job that must have ended, in whatever way, before this one starts.
+        ready: path whose existence is enough to start earlier.
+        fork: where the run may go on from another one; see :func:`trickbag.engine.train.train`.
+        keep: numbers of updates after which it leaves a fork point for others.
+        code: version of the code that the coordinator runs; "" does not look.
     """
 
     name: str
@@ -50,6 +74,15 @@ class Job:
     threads: int = 1
     timing: bool = False
     attempt: int = 0
+    after: str = ""
+    ready: str = ""
+    fork: Fork | None = None
+    keep: tuple[int, ...] = ()
+    code: str = ""
+
+    def perform(self, send: Send) -> dict[str, Any]:
+        """Do it, in the worker; what is returned is the detail of the event ``done``."""
+        return _time(self, send) if self.timing else _train(self, send)
 
 
 def work(job: Job, pipe: Connection, environment: dict[str, str]) -> None:
@@ -61,19 +94,69 @@ def work(job: Job, pipe: Connection, environment: dict[str, str]) -> None:
     threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
     send = _sender(pipe)
     try:
-        send(("done", _time(job) if job.timing else _train(job, send)))
-    except TrickbagError as error:
-        send(("failed", str(error)))
+        _check_code(job)
+        send(("done", job.perform(send)))
     except BaseException as error:
-        from trickbag.engine.train import Stopped
-
-        if isinstance(error, Stopped | KeyboardInterrupt):
-            send(("stopped", None))
-        else:
-            import traceback
-
-            send(("crashed", "".join(traceback.format_exception(error))))
+        word = _last_word(error, job)
+        send(word)
+        if word[0] == "crashed":
             os._exit(1)
+
+
+def _check_code(job: Job) -> None:
+    if job.code:
+        from trickbag.engine.run import code_version
+
+        if job.code != code_version():
+            raise StudyError(
+                f"{socket.gethostname()} runs other code than the coordinator: its numbers would not compare",
+                fix="install the same versions of trickbag and its dependencies on all nodes",
+            )
+
+
+def _last_word(error: BaseException, job: Job) -> tuple[str, Any]:
+    from trickbag.engine.train import Stopped
+
+    if isinstance(error, Stopped | KeyboardInterrupt):
+        return "stopped", None
+    reason = out_of_room(error)
+    if reason is not None:
+        return "halted", f"{reason} ({_place(error) or job.runs})"
+    if isinstance(error, TrickbagError):
+        return "failed", str(error)
+    return "crashed", "".join(traceback.format_exception(error))
+
+
+def out_of_room(error: BaseException) -> str | None:
+    """Why nothing more can be written, if that is what an error comes from; else None.
+
+    A full disk, an exhausted quota, a limit on file sizes, a file system that became read-only.
+    """
+    for one in _origins(error):
+        if isinstance(one, OSError) and one.errno in FULL:
+            return os.strerror(one.errno)
+        if getattr(one, "sqlite_errorname", None) in ("SQLITE_FULL", "SQLITE_READONLY"):
+            return str(one)
+        # safetensors has no number, only the words of Rust.
+        code = re.search(r"\(os error (\d+)\)", str(one))
+        if code and int(code[1]) in FULL:
+            return os.strerror(int(code[1]))
+    return None
+
+
+def _place(error: BaseException) -> str | None:
+    for one in _origins(error):
+        if isinstance(one, TrickbagError) and one.problems[0].where:
+            return one.problems[0].where
+        if isinstance(one, OSError) and one.filename:
+            return str(one.filename)
+    return None
+
+
+def _origins(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _watch(pipe: Connection) -> None:
@@ -83,8 +166,8 @@ def _watch(pipe: Connection) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _sender(pipe: Connection) -> Callable[[Any], None]:
-    def send(message: Any) -> None:
+def _sender(pipe: Connection) -> Send:
+    def send(message: tuple[str, Any]) -> None:
         try:
             pipe.send(message)
         except OSError:
@@ -93,7 +176,11 @@ def _sender(pipe: Connection) -> Callable[[Any], None]:
     return send
 
 
-def _prepare(job: Job) -> tuple[Any, Any, Any]:
+def _nobody(message: tuple[str, Any]) -> None:
+    pass
+
+
+def _prepare(job: Job) -> tuple[Plan, DataSet, Device]:
     import torch
 
     from trickbag import plan as planning
@@ -105,44 +192,121 @@ def _prepare(job: Job) -> tuple[Any, Any, Any]:
     return planning.compile(job.recipe, data.facts, job.device), data, Device(job.device, threads=job.threads)
 
 
-def _train(job: Job, send: Callable[[Any], None]) -> dict[str, Any]:
+def _train(job: Job, send: Send) -> dict[str, Any]:
     from trickbag import plan as planning
     from trickbag.engine.evaluate import main_readout
-    from trickbag.engine.train import train
-    from trickbag.engine.upstream import ensure, settle
+    from trickbag.engine.upstream import settle
 
     plan, data, device = _prepare(job)
     readers = [planning.compile(recipe, data.facts, job.device) for recipe in job.readers]
     readouts = [main_readout(reader) for reader in readers]
     for reader in readers:
-        for ahead in settle(reader, job.seed, Path(job.runs), device.type)[1]:
-            ensure(ahead, data, device, lambda status: send(("status", status)))
+        _ensure(settle(reader, job.seed, Path(job.runs), device.type)[1], data, device, send)
     unique = list({readout.digest: readout for readout in readouts}.values())
-    run = train(
+    run = _trained(
         plan,
         data,
+        device,
+        send,
         seed=job.seed,
         runs=job.runs,
-        device=device,
-        checkpoint_seconds=30,
-        lock_seconds=LOCK_SECONDS,
         splits=(job.split,),
         readouts=unique,
-        progress=lambda status: send(("status", status)),
+        fork=job.fork,
+        keep=job.keep,
+        attempt=job.attempt,
     )
     return {"run": run.id}
 
 
-def _time(job: Job) -> dict[str, Any]:
+def _trained(plan: Plan, data: DataSet, device: Device, send: Send, **how: Any) -> Run:
+    """:func:`~trickbag.engine.train.train`, with signs of life while another process holds the run."""
+    from trickbag.engine.run import Run, run_id
+    from trickbag.engine.train import train
+    from trickbag.engine.upstream import settle
+
+    runs = Path(how["runs"])
+    settled, missing = settle(plan, how["seed"], runs, device.type)
+    _ensure(missing, data, device, send)
+    run = Run(runs / run_id(settled.recipe, data.facts, how["seed"], device.type))
+    while True:
+        until_free(run, send)
+        try:
+            return train(
+                plan,
+                data,
+                device=device,
+                checkpoint_seconds=30,
+                progress=lambda status: send(("status", status)),
+                **how,
+            )
+        except CheckpointError:
+            if not _held(run):
+                raise
+
+
+def _ensure(missing: Iterable[Ahead], data: DataSet, device: Device, send: Send) -> None:
+    """Train what others build upon."""
+    from trickbag.engine.run import Run
+    from trickbag.engine.upstream import ensure
+
+    for ahead in missing:
+        if Run(ahead.path).result() is None:
+            # The test split is not for those who build upon a run: nothing is measured.
+            how = {"seed": ahead.seed, "runs": ahead.runs, "splits": (), "readouts": ()}
+            _trained(ahead.plan, data, device, send, **how)
+        ensure(ahead, data, device)
+
+
+def until_free(run: Run, send: Send) -> None:
+    """Wait until no other process writes a run, as long as that takes: its own coordinator looks after it.
+
+    Two things keep writers apart. A lock on a file does on one machine, and on network file systems that
+    pass locks on. Where they do not, a heartbeat in the run's directory that another machine has renewed
+    within ``QUIET_SECONDS`` counts as much; its age is told by the time stamps of the file server alone.
+    Should both fail, as when two start at the same moment: training is deterministic and files appear by
+    renaming, so that the two write the same.
+    """
+    said = -math.inf
+    while _held(run) or _beats_elsewhere(run):
+        if said == -math.inf:
+            send(("waiting", str(run.path)))
+        if time.monotonic() - said > SIGN_SECONDS:
+            said = time.monotonic()
+            send(("alive", None))
+        time.sleep(0.5)
+
+
+def _held(run: Run) -> bool:
+    try:
+        with run.lock():
+            return False
+    except CheckpointError:
+        return True
+
+
+def _beats_elsewhere(run: Run) -> bool:
+    from trickbag.engine.heartbeat import NAME, read_heartbeat
+
+    beat = read_heartbeat(run.path)
+    if beat is None or beat.host == socket.gethostname() or run.result() is not None:
+        return False
+    now = run.path / ".now"
+    now.touch()
+    try:
+        return now.stat().st_mtime - (run.path / NAME).stat().st_mtime < QUIET_SECONDS
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _time(job: Job, send: Send = _nobody) -> dict[str, Any]:
     """Seconds a step and a selection evaluation take, from a short throw-away run after one that warms up."""
     from trickbag.engine.train import evaluation_steps, train
+    from trickbag.engine.upstream import settle
 
     plan, data, device = _prepare(job)
-    from trickbag.engine.upstream import ensure, settle
-
     plan, missing = settle(plan, job.seed, Path(job.runs), device.type)
-    for ahead in missing:
-        ensure(ahead, data, device)
+    _ensure(missing, data, device, send)
     result: dict[str, Any] = {}
     for steps in (3, 13):
         short = replace(plan, timeline=replace(plan.timeline, steps=min(steps, plan.timeline.steps)))

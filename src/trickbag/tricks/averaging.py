@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -97,6 +97,10 @@ model.load_state_dict(average)
             decay = self.decay_at_end(timeline)
             update_average(average, model, warm_decay(decay, step // self.every) if self.warmup else decay)
 
+    def rule(self, step: int, timeline: Timeline) -> Hashable:
+        """The same in runs of any length, unless the decay is rescaled by it."""
+        return timeline if self.rescale else ()
+
     def decay_at_end(self, timeline: Timeline) -> float:
         """The decay of an update, rescaled if asked for, once warmup no longer limits it."""
         if not self.rescale:
@@ -185,6 +189,11 @@ model.load_state_dict(average)
             update_mean(average, model, 0)
         elif step + 1 in when:
             update_mean(average, model, when.index(step + 1))
+
+    def rule(self, step: int, timeline: Timeline) -> Hashable:
+        """A copy until the first weights are collected; then what matters is when the others are."""
+        when = self.collected(timeline)
+        return None if step + 1 <= when.start else (when.start, when.step)
 
     @property
     def sample_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -202,6 +202,10 @@ torch.testing.assert_close(model[1].running_var, maps.var((0, 2, 3)), rtol=1e-4,
         from trickbag.functional.averaging import update_average
 
         update_average(average, model, 0)
+
+    def rule(self, step: int, timeline: Timeline) -> Hashable:
+        """A copy, at every step."""
+        return None
 
     @property
     def sample_size(self) -> int:

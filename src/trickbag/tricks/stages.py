@@ -5,7 +5,7 @@ Nothing here imports torch at run time: reading, listing and comparing tricks mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -292,6 +292,10 @@ class FreezeTrick(Trick):
         """Names of the parameters that are frozen, and of the modules that behave as in evaluation."""
         raise NotImplementedError
 
+    def part(self) -> Hashable:
+        """What :meth:`frozen` depends on besides the model: equal for tricks that freeze the same part."""
+        return self
+
 
 class LossTrick(Trick):
     """Wraps the loss function.
@@ -449,6 +453,22 @@ class WeightsTrick(Trick):
     def update(self, average: dict[str, Tensor], model: nn.Module, step: int, timeline: Timeline) -> None:
         """Update ``average`` in place after the optimizer step numbered ``step`` (from 0)."""
         raise NotImplementedError
+
+    def rule(self, step: int, timeline: Timeline) -> Hashable:
+        """What :meth:`update` does in a run of this length, for comparison with a run of another length.
+
+        Two runs whose trajectories are the same so far, and whose rules have been equal in every update, have
+        the same average, and one can go on from the other. None: after this update, the average is what
+        :meth:`start` makes of the model as it is then, whatever it was before.
+
+        Args:
+            step: number of the update, from 0.
+            timeline: length of the run.
+
+        Returns:
+            Unless told otherwise, the timeline: only runs of the same length average alike.
+        """
+        return timeline
 
     @property
     def sample_size(self) -> int:

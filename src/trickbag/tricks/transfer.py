@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -262,6 +262,10 @@ assert moved == ["5.weight", "5.bias"]
         from trickbag.functional.freezing import split_frozen
 
         return split_frozen(model, self.train, self.statistics)
+
+    def part(self) -> Hashable:
+        """Everything but for how long."""
+        return self.train, self.statistics
 
     def check(self, context: Context) -> Iterable[Problem]:
         """There is a part to train, and one to freeze."""

@@ -1,0 +1,286 @@
+"""What the runs of a study say: effects, claims, the recommendation, what was confirmed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from trickbag.errors import StudyError
+from trickbag.recipe.read import dump
+from trickbag.report.content import ArmResult, Comparison, Metric, PairEffect, Recommendation, Residual
+from trickbag.study.comparing import chance_of, compare
+from trickbag.study.conduct import POINTS, Conduct
+from trickbag.study.design import BASELINE, CANDIDATE
+from trickbag.study.protocol import Reading, Seen
+from trickbag.study.statistics import Analysis, Contrast, analyze
+
+if TYPE_CHECKING:
+    from trickbag.study.auto import Recommended
+    from trickbag.study.regression import FactorFit
+
+MOST_PAIRS = 60
+JUDGED_BY_SCREEN = "screen"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is computed from the numbers of a study.
+
+    Attributes:
+        conduct: the study.
+        arms: results by name.
+        metrics: what was measured, the primary metric first.
+    """
+
+    conduct: Conduct
+    arms: Mapping[str, ArmResult]
+    metrics: Sequence[Metric]
+
+    @cached_property
+    def seen(self) -> list[Seen]:
+        """Rounds and their readings."""
+        return self.conduct.seen
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Effects in terms of the primary metric, and their verdicts."""
+        return self._analysis(self.metrics[0])
+
+    @cached_property
+    def analyses(self) -> dict[str, Analysis]:
+        """The same in terms of the other metrics."""
+        return {metric.name: self._analysis(metric) for metric in self.metrics[1:]}
+
+    def _values(self, metric: Metric) -> dict[str, dict[int, float | None]]:
+        """Shown values by arm and seed; the primary metric is stored in points already."""
+        found: dict[str, dict[int, float | None]] = {}
+        for name, arm in self.arms.items():
+            found[name] = {}
+            for run in arm.runs:
+                if metric is self.metrics[0]:
+                    found[name][run.seed] = run.value
+                else:
+                    stored = run.metrics.get(metric.name, run.costs.get(metric.name))
+                    found[name][run.seed] = None if stored is None else metric.scale * stored
+        return found
+
+    @property
+    def _diverged(self) -> tuple[tuple[str, int], ...]:
+        return tuple(
+            (name, run.seed)
+            for name, arm in self.arms.items()
+            for run in arm.runs
+            if run.status == "diverged"
+        )
+
+    def _analysis(self, metric: Metric) -> Analysis:
+        spec, primary = self.conduct.spec, metric is self.metrics[0]
+        up = metric.higher_is_better is not False
+        values = self._values(metric)
+        overall = Contrast(CANDIDATE, CANDIDATE, BASELINE)
+        ends = {name: values[name] for name in (CANDIDATE, BASELINE)}
+        if not self.conduct.adaptive:
+            found = analyze(
+                values,
+                self.conduct.layout.contrasts,
+                alpha=spec.alpha,
+                delta=spec.delta if primary else 0.0,
+                overall=overall,
+                diverged=self._diverged if primary else (),
+                higher_is_better=up,
+            )
+        else:
+            fit = self._fit(metric, values)
+            whole = analyze(
+                ends,
+                (),
+                alpha=spec.alpha,
+                delta=spec.delta if primary else 0.0,
+                overall=overall,
+                higher_is_better=up,
+            )
+            found = Analysis(
+                effects=fit.effects if fit else (),
+                sd_paired=None if fit is None or fit.sd is None else math.sqrt(2) * fit.sd,
+                sd_unpaired=whole.sd_unpaired,
+                correlation=fit.correlation if fit else None,
+                heteroscedastic=False,
+                heteroscedastic_p=None,
+                method=fit.method if fit else "The screen is not complete: nothing is claimed yet.",
+                missing=tuple((n, s) for n, runs in values.items() for s, v in runs.items() if v is None),
+                alpha=spec.alpha,
+                delta=spec.delta,
+                overall=whole.overall,
+            )
+        return found
+
+    def _judged(self, metric: Metric, values: Mapping[str, Mapping[int, float | None]]) -> list[Reading]:
+        """Readings of the fixed part of the design: claims must not come from points chosen by results."""
+        stages = {seen.round.stage for seen in self.seen}
+        chosen = JUDGED_BY_SCREEN if JUDGED_BY_SCREEN in stages else None
+        readings = [
+            reading
+            for seen in self.seen
+            if self.conduct.spec.design != "auto" or seen.round.stage == chosen
+            for reading in seen.readings
+        ]
+        if metric is self.metrics[0]:
+            return readings
+        return [
+            replace(r, value=values[self.conduct.space.name(r.point.cell)].get(r.point.seed), diverged=False)
+            for r in readings
+        ]
+
+    def _fit(self, metric: Metric, values: Mapping[str, Mapping[int, float | None]]) -> FactorFit | None:
+        from trickbag.study.regression import fit_factors
+
+        readings = self._judged(metric, values)
+        if not any(reading.value is not None for reading in readings):
+            return None
+        spec, conduct = self.conduct.spec, self.conduct
+        try:
+            return fit_factors(
+                readings,
+                conduct.space.keys,
+                conduct.free,
+                alpha=spec.alpha,
+                delta=spec.delta if metric is self.metrics[0] else 0.0,
+                pairs=metric is self.metrics[0],
+                higher_is_better=metric.higher_is_better is not False,
+            )
+        except StudyError:
+            return None
+
+    @cached_property
+    def _primary_fit(self) -> FactorFit | None:
+        if not self.conduct.adaptive:
+            return None
+        return self._fit(self.metrics[0], self._values(self.metrics[0]))
+
+    @cached_property
+    def interactions(self) -> list[PairEffect]:
+        """Pairs of factors, largest first."""
+        fit = self._primary_fit
+        if fit is None:
+            return []
+        pairs = sorted(fit.pairs, key=lambda pair: -abs(pair.estimate))[:MOST_PAIRS]
+        return [PairEffect(p.first, p.second, p.estimate, p.low, p.high, list(p.aliased)) for p in pairs]
+
+    @property
+    def aliases(self) -> list[str]:
+        """What the design cannot tell apart."""
+        if not self.conduct.adaptive or self._primary_fit is None:
+            return []
+        from trickbag.study.aliasing import aliases_of
+
+        points = [r.point for r in self._judged(self.metrics[0], {})]
+        return list(aliases_of(points, [k for k in self.conduct.space.keys if k not in self.conduct.free]))
+
+    @property
+    def residuals(self) -> list[Residual]:
+        """What the model left unexplained."""
+        if self.conduct.adaptive:
+            fit = self._primary_fit
+            rows = (
+                []
+                if fit is None
+                else [(self.conduct.space.name(p.cell), p.seed, f, r) for p, f, r in fit.residuals]
+            )
+        else:
+            rows = list(self.analysis.residuals)
+        return [Residual(*row) for row in rows]
+
+    @cached_property
+    def chances(self) -> dict[str, float]:
+        """Probability that a run with a factor beats the run of the same seed without it."""
+        analysis = self.analysis
+        found = {}
+        for effect in analysis.effects:
+            chance = chance_of(effect, analysis.sd_paired)
+            if chance is not None:
+                found[effect.factor] = chance
+        return found
+
+    @cached_property
+    def _recommended(self) -> Recommended | None:
+        from trickbag.study.auto import Auto
+
+        values = [r.value for seen in self.seen for r in seen.readings if r.value is not None]
+        seeds = {r.point.seed for seen in self.seen for r in seen.readings if r.value is not None}
+        if len(values) < 4 or len(seeds) < 2:
+            return None
+        return Auto().recommend(self.conduct.question(), self.seen)
+
+    @cached_property
+    def recommendation(self) -> Recommendation | None:
+        """The recipe to use: a decision, not a claim."""
+        found = self._recommended
+        if found is None:
+            return None
+        name = self.conduct.space.name(found.cell)
+        return Recommendation(
+            factors_on=[key for key in self.conduct.space.keys if key in found.cell],
+            arm=name if name in self.arms else None,
+            recipe=dump(self.conduct.space.recipe(found.cell)),
+            gain=found.gain,
+            low=found.low,
+            high=found.high,
+            cost_multiple=found.cost_multiple,
+            reasons=dict(found.reasons),
+        )
+
+    @cached_property
+    def attribution(self) -> dict[str, float]:
+        """Shares of the factors in the gain of the recommended recipe."""
+        from trickbag.study.auto import attribute
+
+        found = self._recommended
+        return {} if found is None else attribute(self.conduct.question(), self.seen, found.cell)
+
+    @cached_property
+    def final(self) -> str:
+        """The arm that was confirmed on the sealed split: the candidate unless the study chose another."""
+        told = [seen.round.why.get("recipe") for seen in self.seen if seen.round.sealed]
+        if self.conduct.spec.design != "auto" or not told or not isinstance(told[-1], list):
+            return CANDIDATE
+        return self.conduct.space.name(frozenset(told[-1]))
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The arms of the confirmation, on its seeds alone; nothing was chosen by looking at these."""
+        rounds = [seen.round for seen in self.seen if seen.round.sealed]
+        if self.conduct.spec.design != "auto" or not rounds:
+            return []
+        seeds = list(dict.fromkeys(point.seed for one in rounds for point in one.sealed))
+        names = list(dict.fromkeys(self.conduct.space.name(p.cell) for one in rounds for p in one.sealed))
+        wanted = [(self.final, BASELINE), (self.final, CANDIDATE), (CANDIDATE, BASELINE)]
+        pairs = [(a, b) for a, b in wanted if a != b and a in names and b in names]
+        found: list[Comparison] = []
+        for split in ("selection", "test"):
+            values: dict[str, dict[int, float | None]] = {}
+            for name in names:
+                read = {seed: self.conduct.read(name, seed, split) for seed in seeds}
+                values[name] = {s: POINTS * m[self.conduct.spec.metric] for s, m in read.items() if m}
+            for c in compare(values, list(dict.fromkeys(pairs)), alpha=self.conduct.spec.alpha):
+                if c.difference is None:
+                    continue
+                found.append(
+                    Comparison(
+                        c.plus,
+                        c.minus,
+                        split,
+                        c.difference,
+                        c.low,
+                        c.high,
+                        c.low_bca,
+                        c.high_bca,
+                        c.p,
+                        c.p_holm,
+                        c.chance,
+                        list(c.pairs),
+                    )
+                )
+        return found
