@@ -1,9 +1,9 @@
-"""What a study's protocol loses: points between the recipe it settles on and the best one, in synthetic worlds.
+"""What a study's protocol loses: points between its recipe and the best one, in synthetic worlds.
 
     python benchmarks/study_protocols.py
 
-Worlds are drawn as `trickbag.study.worlds` says; every protocol has the same budget of runs and the same paired
-noise. Worlds of this table were not used to make the protocol: it was tuned on numbers 10,000 to 29,999.
+Worlds are drawn as `trickbag.study.worlds` says; every protocol has the same budget of runs and the same
+paired noise. The protocol was not tuned on the worlds of this table, but on numbers 10,000 to 29,999.
 """
 
 from __future__ import annotations
@@ -223,14 +223,14 @@ def main() -> None:
         "notes": [
             "20 tricks are 6 that help, 10 that do nothing, 4 that hurt; 8 are 3, 3 and 2. Effects at the "
             "baseline are uniform from .3 to 1.0 points.",
-            "Two tricks that do something interact with probability .4 and a standard deviation of .33 points; "
-            "with strong interactions .2 and 1.2 points.",
+            "Two tricks that do something interact with probability .4 and a standard deviation of .33 "
+            "points; with strong interactions .2 and 1.2 points.",
             "Noise: .8 points that runs of one seed share, .75 (.7) of each run.",
-            "These were chosen so that one-at-a-time, leave-one-out, ladder and random recipes lose about what "
-            "the plan of the protocol says; budgets that auto does not need go to its confirmation.",
+            "These were chosen so that one-at-a-time, leave-one-out, ladder and random recipes lose roughly "
+            "what they lost in the simulations that the protocol was planned by.",
             "Every other protocol spends all of its budget on choosing; auto keeps a fifth for confirming.",
-            "A claim is a Holm-corrected verdict on the screen at 5 %; intervals at the confirmation hold for "
-            "all comparisons with the baseline at once.",
+            "A claim is a Holm-corrected verdict on the screen at 5 %; the confirmation's intervals are 95 % "
+            "for all comparisons with the baseline at once.",
         ],
         "cases": cases,
     }

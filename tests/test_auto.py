@@ -134,7 +134,7 @@ def test_a_recipe_is_worth_its_price() -> None:
     """Two points for twice the time are bought at a price of one point a doubling, not of four."""
 
     def measure(point: Point) -> Reading:
-        noise = np.random.default_rng([point.seed, *map(ord, sorted(point.cell))]).normal(0, 0.2)
+        noise = np.random.default_rng([point.seed, *map(ord, "".join(sorted(point.cell)))]).normal(0, 0.2)
         return Reading(point, 80 + 2 * ("slow" in point.cell) + 1 * ("a" in point.cell) + noise, str(point))
 
     for price, expected in ((1.0, {"slow", "a"}), (4.0, {"a"})):
@@ -166,11 +166,14 @@ def test_worlds_know_their_best_recipe() -> None:
 
 
 def test_the_posterior_is_the_textbook_one() -> None:
-    """Against generalized least squares with the priors as further rows of data, in weight space."""
+    """Kernels over runs against normal equations over weights."""
     world = World(SMALL, 3)
     question = ask(world, 50)
-    found = readings(play(Auto(), question, world.measure), "pilot", "screen")
-    model = fit(world.factors, found)
+    everything = readings(play(Auto(), question, world.measure), "pilot", "screen")
+    found = list({r.point: r for r in everything}.values())
+    # Runs that pilot and screen share are in both rounds, and count once.
+    assert len(found) < len(everything)
+    model = fit(world.factors, everything)
     y = np.array([r.value for r in found])
     seeds = sorted({r.point.seed for r in found})
     block = np.array([[float(r.point.seed == s) for s in seeds] for r in found])
@@ -179,17 +182,14 @@ def test_the_posterior_is_the_textbook_one() -> None:
     for cell in (BASELINE, question.all_on, found[5].point.cell):
         u = np.array([[1.0 if k in r.point.cell else -1.0 for k in world.factors] for r in found])
         i, j = np.triu_indices(8, 1)
-        x = np.hstack([u, u[:, i] * u[:, j]])
-        # Recover the prior variances from where the data say nothing more than the posterior does.
+        x = np.hstack([np.ones((len(y), 1)), u, u[:, i] * u[:, j]])
         v = np.array([1.0 if k in cell else -1.0 for k in world.factors])
-        row = np.concatenate([v, v[i] * v[j]])
-        prior = model.prior[1:]
+        row = np.concatenate([[1.0], v, v[i] * v[j]])
         weights = np.linalg.solve(
-            x.T @ np.linalg.solve(cover, x) + np.diag(1 / prior),
-            x.T @ np.linalg.solve(cover, y - model.mean[0]),
+            x.T @ np.linalg.solve(cover, x) + np.diag(1 / model.prior),
+            x.T @ np.linalg.solve(cover, y - grand),
         )
-        assert model.value(cell) == pytest.approx(model.mean[0] + row @ weights, abs=1e-5)
-    assert abs(grand - model.mean[0]) < 5
+        assert model.value(cell) == pytest.approx(grand + row @ weights, abs=1e-6)
 
 
 def test_the_search_finds_the_best_recipe() -> None:
@@ -246,7 +246,7 @@ def test_deviates_are_t_statistics() -> None:
 
 
 def test_the_boundary_holds_its_level_in_other_races() -> None:
-    """Three blocks of a screen by chance and races of single flips, after which only the largest go on."""
+    """A screen of random recipes on three seeds, then single flips, those that look smallest first."""
     flips, looks, races = 8, 6, 600
     limit, errors = boundary(flips, level=0.1), 0
     rng = np.random.default_rng(9)
@@ -262,12 +262,12 @@ def test_the_boundary_holds_its_level_in_other_races() -> None:
                 errors += 1
                 break
             here = z > 0
-            for flip in [None, *np.argsort(-np.abs(z))[:3]]:
+            for flip in [None, *np.argsort(np.abs(z))[:3]]:
                 x.append(here ^ (np.arange(flips) == (-1 if flip is None else flip)))
                 seed.append(3 + look)
                 y.append(rng.standard_normal())
     assert errors / races <= 0.1 + 2 * math.sqrt(0.09 / races)
-    assert errors / races >= 0.02
+    assert errors / races >= 0.02  # It could resolve more otherwise.
 
 
 # What it achieves. Other worlds than those that the protocol was made on, and than the benchmark's.

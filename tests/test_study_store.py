@@ -87,6 +87,10 @@ def test_a_damaged_store_is_set_aside(tmp_path: Path, harm: str) -> None:
         db.execute("CREATE TABLE decisions (other TEXT)")
         db.commit()
         db.close()
+    with Store(tmp_path, readonly=True) as store:
+        assert store.damaged
+        assert store.rounds() == []
+    assert not list(tmp_path.glob(f"{FILE}.damaged-*"))
     with Store(tmp_path) as store:
         assert store.damaged
         assert store.rounds() == []

@@ -30,7 +30,8 @@ from trickbag.study.store import FILE
 from trickbag.tricks.augmentation import RandomFlip
 from trickbag.tricks.averaging import EMA
 from trickbag.tricks.inference import TTAFlip
-from trickbag.tricks.mixing import MixOff, Mixup
+from trickbag.tricks.mix_control import MixOff
+from trickbag.tricks.mixing import Mixup
 from trickbag.tricks.optimization import SGD
 
 ROUNDS = 50

@@ -184,12 +184,19 @@ class Run:
         """The rows of ``metrics.jsonl``; a torn last line is left out."""
         rows = []
         if self.metrics_file.exists():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError:
                     break
         return rows
+
+    def log_digest(self) -> str | None:
+        """Hash of ``metrics.jsonl``, which ``result.json`` repeats; None if it cannot be read."""
+        try:
+            return hashlib.sha256(self.metrics_file.read_bytes()).hexdigest()[:16]
+        except OSError:
+            return None
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to ``metrics.jsonl``."""

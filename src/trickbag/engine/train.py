@@ -149,7 +149,7 @@ def train(
     with run.lock(lock_seconds):
         if run.result() is None:
             result = _train(run, plan, data, seed, device, place, every, progress, keep, fork, attempt)
-            write_json(run.path / "result.json", result)
+            write_json(run.path / "result.json", result | {"log": run.log_digest()})
         _measure_finished(run, plan, data, splits, readouts or all_readouts(plan), device)
     return run
 

@@ -39,16 +39,16 @@ MEGABYTE = 1e6
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", "accuracy, points", POINTS),
-        Metric("balanced_accuracy", "balanced accuracy, points", POINTS),
-        Metric("top5_accuracy", "top-5 accuracy, points", POINTS),
-        Metric("nll", "negative log likelihood, nats", 1.0, False),
-        Metric("nll_calibrated", "negative log likelihood at the best temperature, nats", 1.0, False),
-        Metric("ece", "expected calibration error, points", POINTS, False),
+        Metric("accuracy", "accuracy", POINTS),
+        Metric("balanced_accuracy", "balanced accuracy", POINTS),
+        Metric("top5_accuracy", "top-5 accuracy", POINTS),
+        Metric("nll", "NLL, nats", 1.0, False),
+        Metric("nll_calibrated", "calibrated NLL, nats", 1.0, False),
+        Metric("ece", "ECE, points", POINTS, False),
         Metric("training_seconds", "training time, s", 1.0, False),
         Metric("inference_ms", "inference time, ms an image", 1.0, False),
         Metric("memory_mb", "peak memory, MB", 1.0, False),
-        Metric("epochs", "epochs trained for the run", 1.0, None),
+        Metric("epochs", "epochs trained", 1.0, None),
     )
 }
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from trickbag import plan as planning
 from trickbag.data.base import DataSet
 from trickbag.engine.files import read_json, write_json
 from trickbag.engine.forks import Fork
 from trickbag.engine.run import Run, code_version, run_id
-from trickbag.errors import PlanError, Problem, StudyError
+from trickbag.errors import PlanError, Problem, StudyError, TrickbagError
 from trickbag.plan import Plan
 from trickbag.recipe.model import Recipe
 from trickbag.study import costs as costing
@@ -23,6 +24,7 @@ from trickbag.study.executor import Event, Executor
 from trickbag.study.forks import assign
 from trickbag.study.jobs import Training, family, free_factors, share
 from trickbag.study.layout import BY_ARMS, Layout
+from trickbag.study.mending import damage, set_aside
 from trickbag.study.protocol import Cell, Point, Question, Reading, Round, Seen
 from trickbag.study.spec import StudyFolder, StudySpec
 from trickbag.study.store import Row, Store
@@ -474,6 +476,7 @@ class Conduct:
         """
         with self._alone(), self.folder.store() as store:
             self.rounds[:] = store.rounds()
+            self._mend(store)
             if self.spec.budget and self.spec.budget.unit == "seconds":
                 self.measure_costs(executor, threads, listen)
             hear = self._hearing(store, listen)
@@ -496,6 +499,27 @@ class Conduct:
                     return True
                 store.decide(following)
                 self.rounds.append(following)
+
+    def _mend(self, store: Store) -> None:
+        """Set aside run directories that somebody or something has damaged: what they held is made again."""
+        tests = {point for one in self.rounds for point in one.sealed}
+        needed: dict[Path, bool] = {}
+        for point in dict.fromkeys(point for one in self.planned for point in one.points):
+            run = self.run_of(self._training(point.cell), point.seed)
+            if (run.result() or {}).get("status") == "finished":
+                splits = ("selection", "test") if point in tests else ("selection",)
+                arm = self._arm(point.cell)
+                try:
+                    unread = any(self._read(arm, point.seed, split) is None for split in splits)
+                except TrickbagError:
+                    unread = True
+                needed[run.path] = needed.get(run.path, False) or unread
+            elif run.path.is_dir():
+                needed.setdefault(run.path, True)
+        for path, weights in needed.items():
+            if what := damage(Run(path), weights=weights):
+                place = set_aside(Run(path))
+                store.log("mended", path.name, 0, f"{what}; set aside as {place.name}")
 
     def _hearing(self, store: Store, listen: Listener) -> Listener:
         def hear(event: Event) -> None:

@@ -100,6 +100,7 @@ class Findings:
                 alpha=spec.alpha,
                 delta=spec.delta if primary else 0.0,
                 overall=overall,
+                diverged=tuple(one for one in self._diverged if one[0] in ends) if primary else (),
                 higher_is_better=up,
             )
             found = Analysis(
@@ -199,7 +200,7 @@ class Findings:
         analysis = self.analysis
         found = {}
         for effect in analysis.effects:
-            chance = chance_of(effect, analysis.sd_paired)
+            chance = chance_of(effect, None if analysis.heteroscedastic else analysis.sd_paired)
             if chance is not None:
                 found[effect.factor] = chance
         return found
@@ -257,14 +258,16 @@ class Findings:
         seeds = list(dict.fromkeys(point.seed for one in rounds for point in one.sealed))
         names = list(dict.fromkeys(self.conduct.space.name(p.cell) for one in rounds for p in one.sealed))
         wanted = [(self.final, BASELINE), (self.final, CANDIDATE), (CANDIDATE, BASELINE)]
-        pairs = [(a, b) for a, b in wanted if a != b and a in names and b in names]
+        there = [(a, b) for a, b in wanted if a != b and a in names and b in names]
+        pairs = list(dict.fromkeys(there))
         found: list[Comparison] = []
         for split in ("selection", "test"):
             values: dict[str, dict[int, float | None]] = {}
             for name in names:
                 read = {seed: self.conduct.read(name, seed, split) for seed in seeds}
                 values[name] = {s: POINTS * m[self.conduct.spec.metric] for s, m in read.items() if m}
-            for c in compare(values, list(dict.fromkeys(pairs)), alpha=self.conduct.spec.alpha):
+            diverged = tuple(one for one in self._diverged if one[0] in names and one[1] in seeds)
+            for c in compare(values, pairs, alpha=self.conduct.spec.alpha, diverged=diverged):
                 if c.difference is None:
                     continue
                 found.append(

@@ -158,8 +158,9 @@ def boundary(flips: int, rounds: int = LOOKS, level: float = 0.05, width: int = 
     """Deviate that a share ``level`` of studies reach, at some factor and look, where nothing has an effect.
 
     A folded screen on two seeds, then rounds of the incumbent and ``width`` random contestants, a seed each;
-    a look after the screen and after every round. A race that ends earlier takes fewer looks, so that it errs
-    less often.
+    a look after the screen and after every round. A race that ends earlier takes fewer looks and errs less
+    often, as does one that runs the least certain flips first. The level does not hold for a race that goes
+    on with the flips that look largest: in simulations that erred in 11 of 100 studies where 10 were asked.
 
     Args:
         flips: factors in the race.

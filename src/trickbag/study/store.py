@@ -61,12 +61,12 @@ def now() -> str:
 class Store:
     """The study's SQLite file, in write-ahead mode. Every method is one transaction.
 
-    A file that SQLite cannot read is set aside, and an empty one takes its place: ``damaged`` says so, and
+    A file that is no whole database is set aside, and an empty one takes its place: ``damaged`` says so, and
     whoever conducts the study fills it again from the run directories.
 
     Args:
         folder: the study's directory, on a local disk.
-        readonly: for looking only; a missing file is then an empty store.
+        readonly: for looking only; a missing or damaged file is then an empty store, and left as it is.
 
     Raises:
         StudyError: the file was written by a newer version, or cannot be opened.
@@ -77,16 +77,17 @@ class Store:
         try:
             self._open()
         except sqlite3.DatabaseError as error:
-            if readonly or isinstance(error, sqlite3.OperationalError):
-                raise StudyError(
-                    f"cannot read {self.path}: {error}",
-                    fix="trickbag study resume, which makes it anew from the run directories",
-                ) from None
-            self._set_aside()
+            if isinstance(error, sqlite3.OperationalError):
+                fix = "check its permissions and the room on its disk"
+                raise StudyError(f"cannot open {self.path}: {error}", fix=fix) from None
+            self.damaged = True
+            if not readonly:
+                self._set_aside()
             self._open()
 
     def _open(self) -> None:
-        if self.readonly and not self.path.exists():
+        empty = self.readonly and (self.damaged or not self.path.exists())
+        if empty:
             self._db = sqlite3.connect(":memory:", isolation_level=None)
         elif self.readonly:
             self._db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
@@ -101,7 +102,7 @@ class Store:
                 raise StudyError(
                     f"{self.path} was written by a newer version of trickbag", fix="use that version"
                 )
-            if not self.readonly or not self.path.exists():
+            if empty or not self.readonly:
                 self._db.executescript(_SCHEMA)
                 self._db.execute(f"PRAGMA user_version={VERSION}")
             for table, columns in _COLUMNS.items():
@@ -115,7 +116,6 @@ class Store:
             raise
 
     def _set_aside(self) -> None:
-        self.damaged = True
         for suffix in ("", "-wal", "-shm"):
             path = self.path.with_name(self.path.name + suffix)
             if path.exists():

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from trickbag.study.protocol import Cell, Reading
+from trickbag.study.protocol import Cell, Point, Reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,17 +134,17 @@ def features(coded: Floats) -> Floats:
 
 
 def usable(readings: Iterable[Reading]) -> list[tuple[Reading, float]]:
-    """Readings with their values. Divergence counts as the lowest value of a run that finished."""
+    """Readings with their values, one a point. Divergence counts as the lowest value that finished."""
     everything = list(readings)
     finished = [r.value for r in everything if _finite(r)]
     floor = min((v for v in finished if v is not None), default=0.0)
-    kept = []
+    kept: dict[Point, tuple[Reading, float]] = {}
     for reading in everything:
         if reading.diverged:
-            kept.append((reading, floor))
+            kept.setdefault(reading.point, (reading, floor))
         elif _finite(reading) and reading.value is not None:
-            kept.append((reading, reading.value))
-    return kept
+            kept.setdefault(reading.point, (reading, reading.value))
+    return list(kept.values())
 
 
 def _finite(reading: Reading) -> bool:

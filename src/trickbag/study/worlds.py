@@ -36,7 +36,7 @@ class Kind:
         free: number of factors, the last ones in a random order, that act on trained weights only.
         saturation: points of gain at which a point more is worth half; None for a world without such
             curvature, which no model of pairwise interactions holds exactly.
-        diverging: share of the recipes whose training diverges, always those with one certain pair on.
+        diverging: whether training diverges wherever the first two factors are both on.
     """
 
     helpful: int = 6
