@@ -15,7 +15,7 @@ from typing import Any
 
 from trickbag.errors import UsageError
 from trickbag.recipe import Recipe
-from trickbag.study import worker
+from trickbag.study import exclusion
 from trickbag.study.worker import Job
 
 RECIPE = Recipe(model="mini_resnet", epochs=1, batch_size=8, image_size=8)
@@ -58,8 +58,8 @@ class Chore(Job):
         if self.do == "wait for a run":
             from trickbag.engine.run import Run
 
-            worker.SIGN_SECONDS = 0.2
-            worker.until_free(Run(Path(self.runs) / "run"), send)
+            exclusion.SIGN_SECONDS = 0.2
+            exclusion.until_free(Run(Path(self.runs) / "run"), send)
         if self.do == "write small files":
             limit = 20_000
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

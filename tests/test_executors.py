@@ -21,8 +21,8 @@ from trickbag.data.base import DataSpec
 from trickbag.engine.heartbeat import NAME, Heartbeat
 from trickbag.engine.run import Run
 from trickbag.errors import StudyError, UsageError
+from trickbag.study import exclusion, worker
 from trickbag.study import executor as executors
-from trickbag.study import worker
 from trickbag.study.executor import Event, Executor, LocalExecutor
 from trickbag.study.worker import Job
 
@@ -166,11 +166,11 @@ def test_a_run_that_another_machine_trains_is_left_alone(
         if len(naps) < 4:
             beat_elsewhere(run, monkeypatch)
         else:
-            long_ago = time.time() - 2 * worker.QUIET_SECONDS
+            long_ago = time.time() - 2 * exclusion.QUIET_SECONDS
             os.utime(run.path / NAME, (long_ago, long_ago))
 
     monkeypatch.setattr(time, "sleep", nap)
-    worker.until_free(run, sent.append)
+    exclusion.until_free(run, sent.append)
     assert len(naps) == 4
     assert sent == [("waiting", str(run.path)), ("alive", None)]
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", NAME]

@@ -125,10 +125,9 @@ def test_a_driver_that_dies_is_started_again(
 ) -> None:
     script = f"""
 from pathlib import Path
-from test_ray import *
-if __name__ == "__main__":
-    conduct = prepare(spec_of(Path({spec.data.source!r})), Path({str(tmp_path)!r}))
-    conduct.run(make("ray", workers=1), 1, lambda event: None)
+import test_ray
+conduct = test_ray.prepare(test_ray.spec_of(Path({spec.data.source!r})), Path({str(tmp_path)!r}))
+conduct.run(test_ray.make("ray", workers=1), 1, lambda event: None)
 """
     (tmp_path / "driver.py").write_text(script)
     driver = subprocess.Popen([sys.executable, str(tmp_path / "driver.py")])

@@ -39,7 +39,7 @@ class Recommended:
         cell: its factors.
         gain: expected gain over the baseline in points, on the selection split.
         low, high: central ``1 - alpha`` interval of that expectation, given the fitted model.
-        cost_multiple: of the baseline's training cost.
+        cost_multiple: training time as a multiple of the baseline's.
         reasons: a sentence for each factor: in or out, what it does there, how sure, and what the race said.
     """
 
@@ -222,9 +222,7 @@ class Auto:
             key: _reason(key in cell, mean, sd, known.get(key), limit)
             for key, (mean, sd) in model.flips(cell).items()
         }
-        base = question.cost(BASELINE)
-        multiple = question.cost(cell - question.free) / base if base > 0 else 1.0
-        return Recommended(cell, gain, gain - reach, gain + reach, multiple, reasons)
+        return Recommended(cell, gain, gain - reach, gain + reach, question.multiple(cell), reasons)
 
 
 def attribute(question: Question, seen: Sequence[Seen], cell: Cell) -> dict[str, float]:
@@ -287,9 +285,7 @@ def _can(question: Question, cell: Cell) -> bool:
 
 def _price(question: Question, cell: Cell) -> float:
     """Of a recipe's training time against the baseline's, in points."""
-    base = question.cost(BASELINE)
-    here = question.cost(cell - question.free)
-    return question.price * math.log2(here / base) if question.price and base > 0 and here > 0 else 0.0
+    return question.price * math.log2(question.multiple(cell)) if question.price else 0.0
 
 
 def _best(question: Question, model: Surrogate) -> Cell:

@@ -28,6 +28,7 @@ from trickbag.report.content import (
     Stage,
 )
 from trickbag.study.conduct import POINTS, Conduct
+from trickbag.study.costs import whole_seconds
 from trickbag.study.design import BASELINE, CANDIDATE, Arm
 from trickbag.study.findings import Findings
 from trickbag.study.jobs import Training
@@ -165,7 +166,7 @@ class _Collector:
         rows = run.metrics()
         weights = readout.weights if all(readout.weights in row for row in rows) else RAW
         curve = [(row["epoch"], POINTS * row[weights][metric]) for row in rows if weights in row]
-        seconds = _whole(result, "seconds") if result else 0.0
+        seconds = whole_seconds(run)
         costs = self.costs(arm, run, result)
         told = bool((result or {}).get("transductive")) or self.transductive(arm, run)
         if result is not None and result["status"] == "diverged":
@@ -190,7 +191,7 @@ class _Collector:
             return {}
         cost = result["cost"]
         found = {
-            "training_seconds": _whole(result, "training_seconds"),
+            "training_seconds": whole_seconds(run, "training_seconds"),
             "epochs": cost.get("epochs_trained", result["epochs"]),
         }
         if cost.get("peak_memory_bytes"):
@@ -253,7 +254,9 @@ class _Collector:
         for seen in self.conduct.seen:
             stage = seen.round.stage
             rounds.setdefault(stage, []).append(seen.round)
-            new = {r.run: r for r in seen.readings if r.run not in known and (r.seconds or r.diverged)}
+            new = {
+                r.run: r for r in seen.readings if r.run not in known and (r.value is not None or r.diverged)
+            }
             runs.setdefault(stage, []).extend(new.values())
             known |= new.keys()
         return [
@@ -302,12 +305,6 @@ class _Collector:
             "command": " ".join(["trickbag", *sys.argv[1:]]),
         }
         return {name: value for name, value in known.items() if value is not None}
-
-
-def _whole(result: dict[str, Any], name: str) -> float:
-    """Seconds that all steps of a run take, those included that another run has made for it."""
-    steps, shared = result["steps"], result.get("shared_steps", 0)
-    return float(result["cost"][name]) * (steps / (steps - shared) if steps > shared else 1.0)
 
 
 def _side(value: Any) -> str:

@@ -191,7 +191,7 @@ class Conduct:
             result = run.result() or {}
             metrics = self._read(self._arm(point.cell), point.seed, "selection")
             value = None if metrics is None else POINTS * metrics[self.spec.metric]
-            seconds = result["cost"]["seconds"] if result else 0.0
+            seconds = costing.whole_seconds(run)
             found = Reading(point, value, run.id, seconds, result.get("status") == "diverged")
             if value is None and not found.diverged:
                 return found
@@ -254,7 +254,12 @@ class Conduct:
     def _timed(self) -> dict[Cell, Training]:
         """The training recipes whose costs are measured; a model gives those of the others."""
         if not self.adaptive:
-            return {frozenset(t.arms): t for t in self.trainings}
+            own = {arm.name: arm.cell for arm in self.layout.arms}
+            found: dict[Cell, Training] = {}
+            for training in self.trainings:
+                cell = own[training.arms[0]]
+                found[cell if cell - self.free in found else cell - self.free] = training
+            return found
         everything = frozenset(self.space.keys)
         cells = [frozenset[str](), everything - self.free]
         for key in self.space.keys:
@@ -307,12 +312,21 @@ class Conduct:
         training = self._family(cell - self.free)
         return self._cost_model(cell - self.free).run(self.compile(training.recipe))
 
+    @property
+    def _timed_costs(self) -> dict[Cell, Cost]:
+        costs = self.costs
+        if not costs:
+            return {}
+        return {c: costs[t.recipe.digest] for c, t in self._timed().items() if t.recipe.digest in costs}
+
+    def _training_seconds(self, cell: Cell) -> float:
+        """The same less what a run's own record of time leaves out: starting, and its last evaluation."""
+        training = self._family(cell - self.free)
+        return self._cost_model(cell - self.free).training(self.compile(training.recipe))
+
     @cached_property
     def _cost_model(self) -> Callable[[Cell], Cost]:
-        costs = self.costs
-        known = {
-            cell: costs[t.recipe.digest] for cell, t in self._timed().items() if t.recipe.digest in costs
-        }
+        known = self._timed_costs
         if len(known) < 2:
             raise StudyError(f"{self.folder.path}: costs have not been measured", fix="measure_costs first")
         return costing.model(known, [key for key in self.space.keys if key not in self.free])
@@ -337,7 +351,7 @@ class Conduct:
         scale = 1.0
         if unit == "seconds":
             readings = [reading for one in self.seen for reading in one.readings]
-            scale = costing.pace(readings, self.seconds)
+            scale = costing.pace(readings, self._training_seconds)
 
         def cost(cell: Cell) -> float:
             if unit == "runs":
@@ -356,6 +370,7 @@ class Conduct:
             delta=self.spec.delta,
             alpha=self.spec.alpha,
             price=self.spec.price,
+            time=self._training_seconds if len(self._timed_costs) >= 2 else None,
         )
 
     def _conflicting(self, cell: Cell) -> bool:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trickbag.engine.prefix import evaluation_steps
+from trickbag.engine.run import Run
 from trickbag.plan import Plan
 from trickbag.study.protocol import Cell, Reading
 
@@ -28,10 +30,11 @@ class Cost:
 
     def run(self, plan: Plan) -> float:
         """Seconds of a whole run of ``plan``."""
-        from trickbag.engine.train import evaluation_steps
+        return self.training(plan) + self.evaluation + self.overhead
 
-        evaluations = len(evaluation_steps(plan)) + 1
-        return plan.timeline.steps * self.step + evaluations * self.evaluation + self.overhead
+    def training(self, plan: Plan) -> float:
+        """Seconds of its steps, and of the evaluations on the way."""
+        return plan.timeline.steps * self.step + len(evaluation_steps(plan)) * self.evaluation
 
 
 def model(known: Mapping[Cell, Cost], factors: Sequence[str]) -> Callable[[Cell], Cost]:
@@ -59,6 +62,28 @@ def model(known: Mapping[Cell, Cost], factors: Sequence[str]) -> Callable[[Cell]
         return Cost(math.exp(float(np.dot(solution, row))), evaluation, overhead)
 
     return cost
+
+
+def whole_seconds(run: Run, name: str = "seconds") -> float:
+    """Seconds that all steps of an ended run take, those included that another run has made for it.
+
+    Args:
+        run: ended.
+        name: ``seconds``, or ``training_seconds`` without evaluations and checkpoints.
+    """
+    result = run.result()
+    if result is None:
+        return 0.0
+    own, shared = float(result["cost"][name]), int(result.get("shared_steps", 0))
+    if not shared:
+        return own
+    trunk = Run(run.path.parent / str(result.get("forked_from", {}).get("run", "")))
+    other = trunk.result() if trunk.path != run.path.parent else None
+    steps = int((other or {}).get("steps", 0)) - int((other or {}).get("shared_steps", 0))
+    if other is not None and steps > 0:
+        return own + shared * float(other["cost"][name]) / steps
+    rest = int(result["steps"]) - shared
+    return own * int(result["steps"]) / rest if rest > 0 else own
 
 
 def pace(readings: Sequence[Reading], predicted: Callable[[Cell], float]) -> float:

@@ -11,7 +11,7 @@ An executor has ``workers``, the number of jobs it runs at once, and ``run(jobs,
 7. When nothing more can be written all stop, and ``run`` raises a StudyError.
 8. Otherwise it returns True when every job has ended. Calling it again repeats nothing that is finished.
 9. If the executor dies, its jobs write their checkpoints and stop, or end unheard: both do no harm.
-10. Two writers of one run exclude each other; see :func:`trickbag.study.worker.until_free`.
+10. Two writers of one run exclude each other; see :func:`trickbag.study.exclusion.until_free`.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class Question:
         delta: margin in points within which an effect counts as none.
         alpha: family-wise error rate.
         price: points that a doubling of training time must gain.
+        time: of training a recipe once, in any unit; None means that ``cost`` tells it.
     """
 
     factors: tuple[str, ...]
@@ -88,6 +89,13 @@ class Question:
     delta: float = 0.5
     alpha: float = 0.05
     price: float = 0.0
+    time: Callable[[Cell], float] | None = None
+
+    def multiple(self, cell: Cell) -> float:
+        """Training time of a recipe as a multiple of the baseline's."""
+        time = self.time or self.cost
+        base, here = time(frozenset()), time(cell - self.free)
+        return here / base if base > 0 and here > 0 else 1.0
 
     @property
     def all_on(self) -> Cell:

@@ -3,7 +3,7 @@
 What a job leaves is in its run directory, on a file system that all nodes share: nothing is kept in Ray,
 whose tasks die with their driver. A driver that died is started again (``trickbag study resume``), finds
 what is finished, and sends the rest. A task of the old driver, or on a node that only seems dead, may still
-be writing then; :func:`trickbag.study.worker.until_free` keeps the two apart.
+be writing then; :func:`trickbag.study.exclusion.until_free` keeps the two apart.
 
 Lost workers and nodes are tried again by us rather than by Ray's ``max_retries``, so that every try is an
 event of the study and all reasons count together. Processes of Ray are kept for the next task, with a warm
@@ -57,6 +57,8 @@ class RayExecutor(RemoteExecutor):
                 fix="lower --threads, or say how many --workers there will be when nodes come up",
             )
 
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(errand)
+
     @property
     def workers(self) -> int:
         """Jobs at once."""
@@ -76,12 +78,7 @@ class RayExecutor(RemoteExecutor):
 
     def submit(self, job: Job, mailbox: str, environment: dict[str, str]) -> Any:
         """See :class:`RemoteExecutor`."""
-        import ray
-
-        task = ray.remote(errand).options(
-            name=job.name, num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0
-        )
-        return task.remote(job, mailbox, environment)
+        return self._task.options(name=job.name).remote(job, mailbox, environment)
 
     def outcome(self, ticket: Any) -> tuple[str, Any] | None:
         """See :class:`RemoteExecutor`."""

@@ -1,7 +1,7 @@
 """Runs jobs under Slurm through submitit: one Slurm job a run, on a file system that all nodes share.
 
 Slurm jobs live on when the process that sent them dies. Started again, that finds what has finished, and
-sends the rest; what is still being trained is waited for (:func:`trickbag.study.worker.until_free`). A job
+sends the rest; what is still being trained is waited for (:func:`trickbag.study.exclusion.until_free`). A job
 that reaches its time limit writes its checkpoint and goes on in its next try.
 """
 

@@ -12,7 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from trickbag.engine.interrupt import Interrupt
 from trickbag.errors import StudyError
-from trickbag.study.worker import Job, out_of_room
+from trickbag.study.room import out_of_room
+from trickbag.study.worker import Job
 
 GRACE = 300.0
 """Seconds that jobs have to write their checkpoints once they are asked to stop."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import math
 import os
-import re
 import signal
 import socket
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from trickbag.data.base import DataSpec
 from trickbag.errors import CheckpointError, StudyError, TrickbagError
 from trickbag.recipe.model import Recipe
+from trickbag.study.exclusion import Send, held, until_free
+from trickbag.study.room import out_of_room, place_of
 
 if TYPE_CHECKING:
     from trickbag.data.base import DataSet
@@ -29,15 +28,6 @@ if TYPE_CHECKING:
     from trickbag.engine.run import Run
     from trickbag.engine.upstream import Ahead
     from trickbag.plan import Plan
-
-Send = Callable[[tuple[str, Any]], None]
-
-SIGN_SECONDS = 60.0
-"""Seconds between two signs of life of a worker that waits."""
-QUIET_SECONDS = 120.0
-"""Seconds without a heartbeat after which a run on another machine counts as abandoned."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""Errors of the operating system after which trying again is of no use."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +99,8 @@ def _check_code(job: Job) -> None:
 
         if job.code != code_version():
             raise StudyError(
-                f"{socket.gethostname()} runs other code than the coordinator: its numbers would not compare",
-                fix="install the same versions of trickbag and its dependencies on all nodes",
+                f"{socket.gethostname()} runs other code than the coordinator: numbers would not compare",
+                fix="install the same versions everywhere, and edit nothing while a study runs",
             )
 
 
@@ -121,42 +111,10 @@ def _last_word(error: BaseException, job: Job) -> tuple[str, Any]:
         return "stopped", None
     reason = out_of_room(error)
     if reason is not None:
-        return "halted", f"{reason} ({_place(error) or job.runs})"
+        return "halted", f"{reason} ({place_of(error) or job.runs})"
     if isinstance(error, TrickbagError):
         return "failed", str(error)
     return "crashed", "".join(traceback.format_exception(error))
-
-
-def out_of_room(error: BaseException) -> str | None:
-    """Why nothing more can be written, if that is what an error comes from; else None.
-
-    A full disk, an exhausted quota, a limit on file sizes, a file system that became read-only.
-    """
-    for one in _origins(error):
-        if isinstance(one, OSError) and one.errno in FULL:
-            return os.strerror(one.errno)
-        if getattr(one, "sqlite_errorname", None) in ("SQLITE_FULL", "SQLITE_READONLY"):
-            return str(one)
-        # safetensors has no number, only the words of Rust.
-        code = re.search(r"\(os error (\d+)\)", str(one))
-        if code and int(code[1]) in FULL:
-            return os.strerror(int(code[1]))
-    return None
-
-
-def _place(error: BaseException) -> str | None:
-    for one in _origins(error):
-        if isinstance(one, TrickbagError) and one.problems[0].where:
-            return one.problems[0].where
-        if isinstance(one, OSError) and one.filename:
-            return str(one.filename)
-    return None
-
-
-def _origins(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _watch(pipe: Connection) -> None:
@@ -241,7 +199,7 @@ def _trained(plan: Plan, data: DataSet, device: Device, send: Send, **how: Any) 
                 **how,
             )
         except CheckpointError:
-            if not _held(run):
+            if not held(run):
                 raise
 
 
@@ -256,47 +214,6 @@ def _ensure(missing: Iterable[Ahead], data: DataSet, device: Device, send: Send)
             how = {"seed": ahead.seed, "runs": ahead.runs, "splits": (), "readouts": ()}
             _trained(ahead.plan, data, device, send, **how)
         ensure(ahead, data, device)
-
-
-def until_free(run: Run, send: Send) -> None:
-    """Wait until no other process writes a run, as long as that takes: its own coordinator looks after it.
-
-    Two things keep writers apart. A lock on a file does on one machine, and on network file systems that
-    pass locks on. Where they do not, a heartbeat in the run's directory that another machine has renewed
-    within ``QUIET_SECONDS`` counts as much; its age is told by the time stamps of the file server alone.
-    Should both fail, as when two start at the same moment: training is deterministic and files appear by
-    renaming, so that the two write the same.
-    """
-    said = -math.inf
-    while _held(run) or _beats_elsewhere(run):
-        if said == -math.inf:
-            send(("waiting", str(run.path)))
-        if time.monotonic() - said > SIGN_SECONDS:
-            said = time.monotonic()
-            send(("alive", None))
-        time.sleep(0.5)
-
-
-def _held(run: Run) -> bool:
-    try:
-        with run.lock():
-            return False
-    except CheckpointError:
-        return True
-
-
-def _beats_elsewhere(run: Run) -> bool:
-    from trickbag.engine.heartbeat import NAME, read_heartbeat
-
-    beat = read_heartbeat(run.path)
-    if beat is None or beat.host == socket.gethostname() or run.result() is not None:
-        return False
-    now = run.path / ".now"
-    now.touch()
-    try:
-        return now.stat().st_mtime - (run.path / NAME).stat().st_mtime < QUIET_SECONDS
-    finally:
-        now.unlink(missing_ok=True)
 
 
 def _time(job: Job, send: Send = _nobody) -> dict[str, Any]:
