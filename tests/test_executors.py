@@ -50,6 +50,7 @@ class TestSlurmStandIn(Contract):
         return make
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_slurm_job_writes_its_checkpoint_when_it_is_cancelled(chore: Chores, tmp_path: Path) -> None:
     """As a process of its own, which is how submitit runs jobs without a cluster."""

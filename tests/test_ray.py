@@ -33,6 +33,7 @@ from trickbag.tricks.optimization import SGD
 __all__ = ["chore"]
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     # Ray leaves files, sockets and processes to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -422,7 +423,9 @@ def conduct_and_show(
         seconds = conduct.estimate(costs, executor.workers)
         more = " for its first stage" if conduct.adaptive and not conduct.rounds else ""
         out.print(f"{len(left)} runs to do, {executor.workers} at once: about {_duration(seconds)}{more}")
-    with _progress(out, conduct) as listen:
+    # Ray prints what it thinks of the cluster wherever it likes.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with aside, _progress(out, conduct) as listen:
         done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen, on=on)
     if not done:
         out.print(f"interrupted; go on with: trickbag study resume {folder}", soft_wrap=True)
@@ -483,13 +486,13 @@ def _progress(out: Console, conduct: Conduct) -> Iterator[Callable[[Event], None
                 metric = event.detail.metric
                 text = "" if metric is None else f"selection {metric:.1%}"
                 bar.update(tasks[name], completed=event.detail.step, text=text)
-            elif event.kind == "started":
+            elif event.kind in ("started", "waiting"):
                 count()
             else:
                 if name in tasks:
                     bar.remove_task(tasks.pop(name))
                 count()
-                if event.kind in ("failed", "retried"):
+                if event.kind in ("failed", "retried", "halted"):
                     last = str(event.detail).strip().splitlines()[-1]
                     bar.console.print(f"{event.kind}: {name}: {last}", style="yellow", soft_wrap=True)
 
