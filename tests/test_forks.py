@@ -59,14 +59,16 @@ def bench(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(data.load(spec), tmp_path_factory.mktemp("runs"))
 
 
+DIFFERS = ("cost", "forked_from", "shared_steps", "log")
+"""What a result says of the way to its numbers; the log's hash covers seconds."""
+
+
 def numbers(run: Run) -> dict[str, Any]:
     """Everything that a run found out, less what it cost."""
     result = run.result()
     assert result is not None
     files = sorted(path.stem for path in run.newest_checkpoint().glob("*.safetensors"))
-    own = {
-        name: value for name, value in result.items() if name not in ("cost", "forked_from", "shared_steps")
-    }
+    own = {name: value for name, value in result.items() if name not in DIFFERS}
     return {"result": own, "rows": rows(run), "files": {name: fingerprint(run, name) for name in files}}
 
 

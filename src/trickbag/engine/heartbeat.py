@@ -30,6 +30,7 @@ class Beat:
         step, steps: updates done and planned.
         epoch: epochs done.
         metric: last primary metric of the raw weights on the selection split; None before the first.
+        ended: the process has let go of the run, finished or not.
     """
 
     attempt: int
@@ -40,6 +41,7 @@ class Beat:
     steps: int
     epoch: float
     metric: float | None
+    ended: bool = False
 
 
 def read_heartbeat(path: str | Path) -> Beat | None:
@@ -74,7 +76,7 @@ class Heartbeat:
         self._next = -float("inf")
         self._last: tuple[int, float | None] = (0, None)
 
-    def beat(self, step: int, metric: float | None, *, now: bool = False) -> None:
+    def beat(self, step: int, metric: float | None, *, now: bool = False, ended: bool = False) -> None:
         """Say that ``step`` updates are done; written if it is time, or ``now``."""
         self._last = step, metric
         clock = self._clock()
@@ -83,7 +85,7 @@ class Heartbeat:
         self._next = clock + INTERVAL
         epoch = step / self._per_epoch
         host, pid = socket.gethostname(), os.getpid()
-        beat = Beat(self._attempt, pid, host, time.time(), step, self._steps, epoch, metric)
+        beat = Beat(self._attempt, pid, host, time.time(), step, self._steps, epoch, metric, ended)
         temporary = self._path / f".{NAME}.{pid}.tmp"
         with suppress(OSError):
             # No fsync: what a power cut takes is out of date anyway.
@@ -96,4 +98,4 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.beat(*self._last, now=True)
+        self.beat(*self._last, now=True, ended=True)

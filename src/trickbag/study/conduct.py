@@ -12,7 +12,7 @@ from pathlib import Path
 from trickbag import plan as planning
 from trickbag.data.base import DataSet
 from trickbag.engine.files import read_json, write_json
-from trickbag.engine.forks import Fork
+from trickbag.engine.forks import Fork, forget_forks
 from trickbag.engine.run import Run, code_version, run_id
 from trickbag.errors import PlanError, Problem, StudyError, TrickbagError
 from trickbag.plan import Plan
@@ -473,7 +473,10 @@ class Conduct:
             own = [job for job in jobs if job.seed == seed]
             runs = {job.name: Run(self.folder.runs / self._names[job.recipe.digest, seed]) for job in own}
             fresh = [job for job in own if runs[job.name].result() is None]
-            trunks = assign({job.name: self.compile(job.recipe) for job in fresh})
+            plans = {job.name: self.compile(job.recipe) for job in fresh}
+            # Waiting for another run is not worth less than an epoch.
+            least = min((plan.timeline.steps_per_epoch for plan in plans.values()), default=1)
+            trunks = assign(plans, least=least)
             for name, (trunk, step) in trunks.items():
                 fork = Fork(str(runs[trunk].path), step)
                 found[name] = replace(found[name], fork=fork, after=trunk, ready=str(fork.path))
@@ -511,9 +514,17 @@ class Conduct:
                     self._record(store)
                 following = self.propose()
                 if following is None:
+                    self._forget_forks()
                     return True
                 store.decide(following)
                 self.rounds.append(following)
+
+    def _forget_forks(self) -> None:
+        """Free the room of fork points that nobody will go on from."""
+        for path in {
+            self.run_of(self._training(p.cell), p.seed).path for one in self.rounds for p in one.points
+        }:
+            forget_forks(Run(path))
 
     def _mend(self, store: Store) -> None:
         """Set aside run directories that somebody or something has damaged: what they held is made again."""

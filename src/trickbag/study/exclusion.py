@@ -53,7 +53,7 @@ def _beats_elsewhere(run: Run) -> bool:
     from trickbag.engine.heartbeat import NAME, read_heartbeat
 
     beat = read_heartbeat(run.path)
-    if beat is None or beat.host == socket.gethostname() or run.result() is not None:
+    if beat is None or beat.ended or beat.host == socket.gethostname() or run.result() is not None:
         return False
     now = run.path / ".now"
     now.touch()

@@ -149,7 +149,8 @@ def _forked_epochs(runs: dict[tuple[int, int], Recipe], facts: DataFacts) -> flo
                 str(number): Plan(recipe, facts, Context(recipe, facts).timeline)
                 for number, recipe in recipes.items()
             }
-            trunks = assign(plans)
+            least = min(plan.timeline.steps_per_epoch for plan in plans.values())
+            trunks = assign(plans, least=least)
             known[key] = sum(
                 step / plans[name].timeline.steps_per_epoch for name, (_, step) in trunks.items()
             )
