@@ -27,11 +27,12 @@ from trickbag.report.content import (
     RunResult,
     Stage,
 )
-from trickbag.study.conduct import POINTS, Conduct
+from trickbag.study.conduct import Conduct
 from trickbag.study.costs import whole_seconds
 from trickbag.study.design import BASELINE, CANDIDATE, Arm
 from trickbag.study.findings import Findings
 from trickbag.study.jobs import Training
+from trickbag.study.known import POINTS
 from trickbag.study.protocol import Reading, Round
 from trickbag.study.statistics import paired
 from trickbag.study.telling import summarize

@@ -12,8 +12,9 @@ from trickbag.errors import StudyError
 from trickbag.recipe.read import dump
 from trickbag.report.content import ArmResult, Comparison, Metric, PairEffect, Recommendation, Residual
 from trickbag.study.comparing import chance_of, compare
-from trickbag.study.conduct import POINTS, Conduct
+from trickbag.study.conduct import Conduct
 from trickbag.study.design import BASELINE, CANDIDATE
+from trickbag.study.known import POINTS
 from trickbag.study.protocol import Reading, Seen
 from trickbag.study.statistics import Analysis, Contrast, analyze
 
