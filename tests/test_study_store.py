@@ -19,7 +19,7 @@ from trickbag.study.protocol import Point, Question, Round
 from trickbag.study.spec import Budget
 from trickbag.study.store import FILE, Row, Store
 from trickbag.tricks.augmentation import RandomFlip
-from trickbag.tricks.averaging import EMA
+from trickbag.tricks.averaging import EMA, SWA
 from trickbag.tricks.inference import TTAFlip
 from trickbag.tricks.losses import LabelSmoothing
 from trickbag.tricks.mixing import Mixup
@@ -199,3 +199,9 @@ def test_cells_have_names_that_say_what_they_are() -> None:
     assert len(set(names)) == 32
     assert space.recipe(frozenset(keys)) == full
     assert set(space.recipe(frozenset({"mixup", "ema"})).tricks) == {"sgd", "mixup", "ema"}
+
+
+def test_an_average_that_is_completed_at_the_evaluation_size_ties_the_size_to_the_run() -> None:
+    plain, swa = recipe(), recipe(SWA(after=0.5))
+    assert free_factors(lay_out(plain, plain.replace(eval_size=12), "screen").space) == {"eval_size"}
+    assert not free_factors(lay_out(swa, swa.replace(eval_size=12), "screen").space)

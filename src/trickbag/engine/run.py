@@ -25,7 +25,7 @@ from trickbag.imageops.backend import numba_works
 from trickbag.recipe.model import Recipe
 from trickbag.recipe.read import dump, load
 from trickbag.tricks.sources import Source
-from trickbag.tricks.stages import PredictTrick, StopTrick
+from trickbag.tricks.stages import PredictTrick, StopTrick, WeightsTrick
 
 NUMERIC_ROOMS = ("data", "engine", "functional", "imageops", "tasks", "tricks", "plan.py", "rng.py")
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "trickbag")
@@ -59,7 +59,9 @@ def code_version() -> str:
 def training_part(recipe: Recipe) -> dict[str, Any]:
     """What determines a training run: the recipe less everything that acts only when predicting."""
     plain = recipe.without(*(t.kind for t in recipe.tricks.of(PredictTrick)))
-    if not recipe.tricks.of(StopTrick):
+    # Averages that complete themselves from training images look at them in the size of an evaluation.
+    sized = recipe.tricks.of(StopTrick) or any(t.sample_size for t in recipe.tricks.of(WeightsTrick))
+    if not sized:
         plain = plain.replace(**dict.fromkeys(Recipe.PREDICT_ONLY))
     data = plain.data()
     if recipe.model.weights is not None:
