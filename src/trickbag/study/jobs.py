@@ -54,10 +54,13 @@ def family(space: Space, cell: Cell, free: frozenset[str]) -> Training:
 def share(arms: Sequence[Arm]) -> list[Training]:
     """The fewest training recipes that serve all arms."""
     found: list[tuple[str, Training]] = []
+    # Averages that complete themselves from images see them in the size of an evaluation.
+    sized = any(trick.sample_size for arm in arms for trick in arm.recipe.tricks.of(WeightsTrick))
     for arm in arms:
         averages = arm.recipe.tricks.of(WeightsTrick)
         bare = arm.recipe.without(*(trick.kind for trick in averages))
-        core = json.dumps(training_part(bare), sort_keys=True)
+        size = arm.recipe.evaluation if sized else None
+        core = json.dumps([training_part(bare), size], sort_keys=True)
         for other, training in found:
             if other == core and all(training.recipe.tricks.get(t.kind, t) == t for t in averages):
                 training.recipe = training.recipe.with_tricks(*averages)
