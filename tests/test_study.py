@@ -375,9 +375,14 @@ def test_the_test_split_stays_sealed_without_a_pair(spec: StudySpec, tmp_path: P
     for job in conduct.pending(threads=1):
         if (job.name, job.seed) != ("candidate, seed 1", 1):
             worker._train(job, lambda message: None)
-    for job in conduct._confirmation(threads=1):
-        assert job.seed != 1
-        worker._train(job, lambda message: None)
+    conduct.rounds.extend(conduct.planned)
+    with conduct.folder.store() as store:
+        store.decide(conduct.rounds[0])
+        for job in conduct._confirmation(threads=1, store=store):
+            assert job.seed != 1
+            worker._train(job, lambda message: None)
+        (opening,) = store.openings()
+    assert sorted(opening["seeds"]) == [0, 2]
     confirm = collect(conduct).confirm
     assert confirm is not None
     assert confirm.n == 2

@@ -18,6 +18,7 @@ from trickbag.errors import StudyError
 from trickbag.recipe import Recipe, dump
 from trickbag.report.content import ReportData
 from trickbag.study.collect import collect
+from trickbag.study.executor import Event
 from trickbag.study.outline import outline
 from trickbag.study.spec import Budget, StudyFolder, StudySpec
 from trickbag.tricks.augmentation import RandomFlip
@@ -168,6 +169,130 @@ def test_an_a_a_study_on_digits_claims_nothing(tmp_path: Path) -> None:
     values = {run.value for arm in report.arms for run in arm.runs}
     assert len(values) > 3
     assert not [e.factor for e in report.analysis.effects if e.verdict in ("helps", "hurts")]
+
+
+class Failing:
+    """An executor all of whose jobs fail: a disk that is not there, code that has changed."""
+
+    workers = 2
+
+    def run(self, jobs: Any, on_event: Any) -> bool:
+        for job in jobs:
+            on_event(Event("failed", job, "no such disk"))
+        return True
+
+
+def test_nothing_is_decided_on_failed_runs(images: DataSpec, tmp_path: Path) -> None:
+    spec = StudySpec(
+        baseline=recipe(),
+        candidate=recipe(RandomFlip(), Mixup()),
+        data=images,
+        design="auto",
+        budget=Budget(amount=20, unit="runs"),
+    )
+    conduct = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    for _ in range(2):
+        with pytest.raises(StudyError, match="nothing is decided"):
+            conduct.run(Failing(), 1, lambda event: None)
+    with conduct.folder.store(readonly=True) as store:
+        assert [one.stage for one in store.rounds()] == ["pilot"]
+
+
+def test_a_candidate_that_diverges_does_not_keep_the_test_split_shut(
+    images: DataSpec, tmp_path: Path
+) -> None:
+    spec = StudySpec(
+        baseline=recipe(epochs=1),
+        candidate=recipe(RandomFlip(), Mixup(), epochs=1).with_tricks(SGD(lr=1e30)),
+        data=images,
+        design="auto",
+        budget=Budget(amount=16, unit="runs"),
+    )
+    report = study(spec, tmp_path)
+    assert report.analysis.diverged
+    assert not set(report.analysis.diverged) & set(report.analysis.missing)
+    assert report.recommendation is not None
+    assert "sgd.lr" not in report.recommendation.factors_on
+    told = {arm for opening in report.openings for arm in opening.arms}
+    final = next(iter(told - {"baseline"}), None)
+    assert final is None or final != "candidate"
+    assert any(c.split == "test" for c in report.comparisons) or not told
+
+
+def test_numbers_that_another_study_opened_stay_sealed_in_this_one(images: DataSpec, tmp_path: Path) -> None:
+    spec = StudySpec(
+        baseline=recipe(epochs=1), candidate=recipe(Mixup(), epochs=1), data=images, seeds=(0, 1)
+    )
+    assert study(spec, tmp_path).confirm is not None
+    other = spec.model_copy(update={"delta": 0.6})
+    conduct = api.prepare_study(other, tmp_path / "other", tmp_path / "runs")
+    assert collect(conduct).confirm is None
+    events: list[Event] = []
+    assert api.run_study(conduct, workers=1, listen=events.append)
+    assert not events
+    report = ReportData.from_json((tmp_path / "other" / "report.json").read_text())
+    assert report.confirm is not None
+    assert len(report.openings) == 1
+
+
+def test_a_budget_of_time_waits_for_its_timing(images: DataSpec, tmp_path: Path) -> None:
+    conduct = api.make_study(
+        recipe(),
+        recipe(RandomFlip(), Mixup()),
+        images,
+        design="auto",
+        budget="1h",
+        workers=2,
+        out=tmp_path / "study",
+        runs=tmp_path / "runs",
+        device="cpu",
+    )
+    assert conduct.spec.budget == Budget(amount=7200, unit="seconds")
+    assert conduct.pending(1) == []
+    assert collect(conduct).arms
+    write = {
+        t.recipe.digest: {"step": 0.1, "evaluation": 1.0, "overhead": 0.5} for t in conduct._timed().values()
+    }
+    (tmp_path / "study" / "costs.json").write_text(json.dumps(write))
+    first = conduct.propose()
+    assert first is not None
+    assert first.stage == "pilot"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"design": "lo"}, "design"),
+        ({"metric": "acc"}, "metric"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (-1, 0)}, "seed -1"),
+        ({"alpha": 0.5}, "alpha"),
+        ({"price": float("nan")}, "price"),
+        ({"metric": "top5_accuracy"}, "top-5"),
+    ],
+)
+def test_mistakes_in_python_are_named(
+    images: DataSpec, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StudyError, match=said):
+        api.make_study(
+            recipe(), recipe(Mixup()), images, out=tmp_path / "s", runs=tmp_path / "r", device="cpu", **values
+        )
+    assert not (tmp_path / "s").exists()
+
+
+def test_moved_runs_are_asked_for(images: DataSpec, tmp_path: Path) -> None:
+    spec = StudySpec(
+        baseline=recipe(epochs=1), candidate=recipe(Mixup(), epochs=1), data=images, seeds=(0, 1)
+    )
+    before = study(spec, tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    home = StudyFolder(tmp_path / "study")
+    with pytest.raises(StudyError, match="--runs"):
+        api.prepare_study(spec, home.path, home.runs)
+    again = api.prepare_study(spec, home.path, tmp_path / "moved")
+    assert not again.pending(1)
+    assert collect(again).analysis == before.analysis
 
 
 # The command line

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from trickbag.data.base import DataSpec
-from trickbag.errors import Diverged
+from trickbag.errors import Diverged, Problem, StudyError
 from trickbag.recipe import Recipe
 from trickbag.recipe import load as load_recipe
 
@@ -412,7 +412,8 @@ def make_study(
     from trickbag.engine.device import Device
     from trickbag.study.spec import Budget, StudySpec
 
-    spec = StudySpec(
+    spec = _checked(
+        StudySpec,
         title=title,
         baseline=_recipe(baseline),
         candidate=_recipe(candidate),
@@ -434,6 +435,23 @@ def make_study(
     return prepare_study(spec, folder, Path(runs))
 
 
+def _checked(kind: type[StudySpec], **values: Any) -> StudySpec:
+    """A spec, with its mistakes told as ours."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise StudyError(
+            Problem(f"{'.'.join(map(str, e['loc']))}: {e['msg']}", expected=_expected(e))
+            for e in error.errors(include_url=False)
+        ) from None
+
+
+def _expected(error: Any) -> str | None:
+    return str((error.get("ctx") or {}).get("expected") or "") or None
+
+
 def prepare_study(
     spec: StudySpec, folder: Path, runs: Path, progress: Callable[[str, int, int], None] | None = None
 ) -> Conduct:
@@ -447,9 +465,18 @@ def prepare_study(
     from trickbag.study.spec import StudyFolder
 
     _ = spec.layout
-    conduct = Conduct(StudyFolder(folder), spec, load(spec.data, progress))
+    home = StudyFolder(folder)
+    conduct = Conduct(home, spec, load(spec.data, progress))
+    classes = conduct.data.facts.num_classes
+    if spec.metric == "top5_accuracy" and classes <= 5:
+        raise StudyError(f"top-5 accuracy of {classes} classes is always 100", fix="use accuracy")
     _ = conduct.plans
-    conduct.folder.create(spec, runs)
+    if conduct.rounds and not runs.is_dir():
+        raise StudyError(
+            f"{runs} is not there, and with it every run of {folder}",
+            fix=f"trickbag study resume {folder} --runs FOLDER, where they are now",
+        )
+    home.create(spec, runs)
     return conduct
 
 

@@ -66,7 +66,7 @@ OnOption = Annotated[str, typer.Option("--on", metavar="EXECUTOR", help="local, 
 DeltaOption = Annotated[
     float, typer.Option(min=0, max=100, help="Effects within this many points count as none.")
 ]
-AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Family-wise error rate.")]
+AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.49, help="Family-wise error rate.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")
 ]
@@ -99,6 +99,8 @@ def describe(
     price: float,
     device: str,
     workers: int | None,
+    threads: int = 1,
+    on: str = "local",
 ) -> StudySpec:
     """The study that a command line describes."""
     from trickbag import api
@@ -126,6 +128,9 @@ def describe(
             expected=", ".join(METRICS),
             fix=f"did you mean {near}?" if near else "losses are reported beside it",
         )
+    if on != "local" and workers is None and Budget.parse(budget or "1 run").unit == "seconds":
+        what = f"how much {budget} is on a cluster depends on how many runs it makes at once"
+        raise UsageError(what, where="--budget", fix="add --workers N, or give a number of runs or epochs")
     if design == "auto" and not budget:
         raise UsageError("an auto study shares out a budget", where="--design", fix="add --budget 2h")
     if baseline and candidate and (with_ or without):
@@ -146,7 +151,7 @@ def describe(
         data=read_data(data, set_),
         design=design,  # type: ignore[arg-type]
         seeds=_seeds(seeds or (str(MOST_FITTED) if budget and design in FITTED else "3")),
-        budget=Budget.parse(budget, api.count_workers(device, workers)) if budget else None,
+        budget=Budget.parse(budget, api.count_workers(device, workers, threads)) if budget else None,
         metric=metric,  # type: ignore[arg-type]
         ties=tuple(tuple(_parts(text)) for text in tie or ()),
         apart=apart,
@@ -371,6 +376,8 @@ def run(
         price,
         device,
         workers,
+        threads,
+        on,
     )
     from trickbag.engine.device import Device
 
@@ -382,6 +389,9 @@ def run(
 @app.command()
 def resume(
     study: StudyArgument,
+    runs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where its run directories are now, if moved.")
+    ] = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = 1,
     on: OnOption = "local",
@@ -391,7 +401,7 @@ def resume(
     from trickbag.study.spec import StudyFolder
 
     folder = StudyFolder(study)
-    conduct_and_show(folder.spec(), study, folder.runs, workers, threads, as_json, on)
+    conduct_and_show(folder.spec(), study, runs or folder.runs, workers, threads, as_json, on)
 
 
 def conduct_and_show(

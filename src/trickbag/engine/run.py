@@ -180,7 +180,7 @@ class Run:
         except (OSError, ValueError):
             return None
         known = isinstance(result, dict) and result.get("status") in ("finished", "diverged")
-        return result if known else None
+        return result if known and {"cost", "steps"} <= result.keys() else None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``; a torn last line is left out."""

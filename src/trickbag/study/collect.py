@@ -35,6 +35,7 @@ from trickbag.study.jobs import Training
 from trickbag.study.known import POINTS
 from trickbag.study.protocol import Reading, Round
 from trickbag.study.statistics import paired
+from trickbag.study.store import covered_by
 from trickbag.study.telling import summarize
 
 MEGABYTE = 1e6
@@ -90,7 +91,7 @@ class _Collector:
         conduct, spec, layout = self.conduct, self.conduct.spec, self.conduct.layout
         arms = [self.arm(arm) for arm in conduct.arms.values()]
         metrics = self.metrics(arms)
-        findings = Findings(conduct, {arm.name: arm for arm in arms}, metrics)
+        findings = Findings(conduct, {arm.name: arm for arm in arms}, metrics, covered_by(self.openings))
         return ReportData(
             title=spec.title or f"{len(layout.factors)} factors on {conduct.data.facts.name}, {spec.design}",
             data_name=conduct.data.facts.name,
@@ -148,7 +149,8 @@ class _Collector:
     def seeds(self) -> dict[str, dict[int, str]]:
         """By arm: its seeds, and the stage that asked for each first."""
         found: dict[str, dict[int, str]] = {name: {} for name in self.conduct.arms}
-        for one in self.conduct.planned:
+        decided = self.conduct.rounds if self.conduct.adaptive else self.conduct.planned
+        for one in decided:
             for point in one.points:
                 found[self.conduct._arm(point.cell).name].setdefault(point.seed, one.stage)
         return found
@@ -174,14 +176,7 @@ class _Collector:
             message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
             return RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told, costs, stage)
         if metrics is None:
-            message = next(
-                (
-                    text
-                    for job, text in self.failures.items()
-                    if job.endswith(f", seed {seed}") and arm.name in job
-                ),
-                "has not been run",
-            )
+            message = self.failures.get(f"{conduct.title(training)}, seed {seed}", "has not been run")
             return RunResult(seed, run.id, "failed", None, {}, seconds, curve, message, stage=stage)
         rest = {name: value for name, value in metrics.items() if name != metric}
         value = POINTS * metrics[metric]
@@ -224,10 +219,11 @@ class _Collector:
 
     def confirmation(self, findings: Findings) -> Confirmation | None:
         conduct = self.conduct
-        final = findings.final
+        final, covered = findings.final, covered_by(self.openings)
 
         def values(arm: str) -> dict[int, float | None]:
-            found = {seed: conduct.read(arm, seed, "test") for seed in self.seeds.get(arm, ())}
+            seeds = (seed for name, seed in covered if name == arm)
+            found = {seed: conduct.read(arm, seed, "test") for seed in sorted(seeds)}
             return {seed: POINTS * m[conduct.spec.metric] for seed, m in found.items() if m}
 
         baseline, candidate = values(BASELINE), values(final)

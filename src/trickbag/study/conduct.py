@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from trickbag import plan as planning
 from trickbag.engine.forks import Fork, forget_forks
 from trickbag.engine.run import Run
 from trickbag.errors import StudyError, TrickbagError
+from trickbag.recipe.model import Recipe
 from trickbag.study import costs as costing
 from trickbag.study.costs import Cost
 from trickbag.study.design import Arm
@@ -20,10 +23,12 @@ from trickbag.study.jobs import Training
 from trickbag.study.known import POINTS
 from trickbag.study.mending import damage, set_aside
 from trickbag.study.protocol import Cell, Point, Question, Round
-from trickbag.study.store import Row, Store
+from trickbag.study.store import Row, Store, covered_by
 from trickbag.study.timing import Listener, Timed
 from trickbag.study.worker import Job
 
+MOST_FAILED = 0.2
+"""Share of a round's results that an adaptive design can do without."""
 MOST_PROPOSALS = 50
 """How often a design is asked again because what it proposed cannot be trained."""
 
@@ -81,23 +86,31 @@ class Conduct(Timed):
 
         def cost(cell: Cell) -> float:
             if unit == "runs":
-                return 1.0
+                return _runs(self._arm(cell).recipe)
             if unit == "epochs":
-                return float(self._arm(cell).recipe.epochs)
-            return scale * self.seconds(cell)
+                return _epochs(self._arm(cell).recipe)
+            return scale * self._seconds_or_never(self.seconds, cell)
 
         return Question(
             factors=self.space.keys,
             free=self.free,
-            allowed=lambda cell: cell not in banned and not self._conflicting(cell),
+            # Compiling a recipe takes a while: only where one is known to fail, all are looked at.
+            allowed=lambda cell: (
+                cell not in banned and not self._conflicting(cell) and (not banned or self._trainable(cell))
+            ),
             cost=cost,
             budget=budget.amount if budget else None,
             seeds=self.spec.seeds,
             delta=self.spec.delta,
             alpha=self.spec.alpha,
             price=self.spec.price,
-            time=self._training_seconds if len(self._timed_costs) >= 2 else None,
+            time=(lambda cell: self._seconds_or_never(self._training_seconds, cell))
+            if self._timed_costs
+            else None,
         )
+
+    def _seconds_or_never(self, seconds: Callable[[Cell], float], cell: Cell) -> float:
+        return seconds(cell) if self._trainable(cell) else math.inf
 
     def propose(self) -> Round | None:
         """The next decision, from all that is known; None if the study is complete.
@@ -127,7 +140,9 @@ class Conduct(Timed):
     @property
     def planned(self) -> list[Round]:
         """The decisions so far, or the first one that would be taken."""
-        if self.rounds:
+        budget = self.spec.budget
+        untimed = budget is not None and budget.unit == "seconds" and not self._timed_costs
+        if self.rounds or untimed:
             return self.rounds
         first = self.propose()
         return [] if first is None else [first]
@@ -185,9 +200,10 @@ class Conduct(Timed):
         """
         with self._alone(), self.folder.store() as store:
             self.rounds[:] = store.rounds()
-            self._mend(store)
-            if self.spec.budget and self.spec.budget.unit == "seconds":
+            timed = self.spec.budget is not None and self.spec.budget.unit == "seconds"
+            if timed or self.spec.price > 0:
                 self.measure_costs(executor, threads, listen)
+            self._mend(store)
             hear = self._hearing(store, listen)
             tried: set[tuple[str, str]] = set()
 
@@ -203,12 +219,30 @@ class Conduct(Timed):
                     if not execute(self._confirmation(threads, store)):
                         return False
                     self._record(store)
+                    self._settled()
                 following = self.propose()
                 if following is None:
                     self._forget_forks()
                     return True
                 store.decide(following)
                 self.rounds.append(following)
+                self._mend(store)
+
+    def _settled(self) -> None:
+        """Decide nothing where too many runs of the last round have failed for reasons of their own.
+
+        Raises:
+            StudyError: so it is.
+        """
+        points = self.rounds[-1].points
+        readings = [self.reading(point) for point in points]
+        failed = [one for one in readings if one.value is None and not one.diverged]
+        if self.spec.design == "auto" and len(failed) > max(1, MOST_FAILED * len(points)):
+            raise StudyError(
+                f"{len(failed)} of {len(points)} results of this stage are missing: nothing is decided now",
+                where=str(self.folder.path),
+                fix="trickbag study status says why they failed; trickbag study resume tries them again",
+            )
 
     def _forget_forks(self) -> None:
         """Free the room of fork points that nobody will go on from."""
@@ -221,7 +255,7 @@ class Conduct(Timed):
         """Set aside run directories that somebody or something has damaged: what they held is made again."""
         tests = {point for one in self.rounds for point in one.sealed}
         needed: dict[Path, bool] = {}
-        for point in dict.fromkeys(point for one in self.planned for point in one.points):
+        for point in dict.fromkeys(point for one in self.rounds for point in one.points):
             run = self.run_of(self._training(point.cell), point.seed)
             if (run.result() or {}).get("status") == "finished":
                 splits = ("selection", "test") if point in tests else ("selection",)
@@ -248,36 +282,44 @@ class Conduct(Timed):
         return hear
 
     def _confirmation(self, threads: int, store: Store | None = None) -> list[Job]:
-        """Jobs that read the sealed split, for seeds that all arms have; the opening is recorded first."""
-        points = [point for one in self.rounds or self.planned for point in one.sealed]
-        cells = dict.fromkeys(point.cell for point in points)
-        whole = [
-            seed
-            for seed in dict.fromkeys(point.seed for point in points)
-            if all(self.reading(point).value is not None for point in points if point.seed == seed)
-        ]
-        ready = [point for point in points if point.seed in whole]
+        """Jobs that read the sealed split; the opening is recorded first.
+
+        A seed is opened if baseline and final recipe have a value; of other arms, those that have one too.
+        """
+        ready: list[Point] = []
+        for one in self.rounds or self.planned:
+            told = one.why.get("recipe")
+            final = frozenset(told) if isinstance(told, list) else frozenset(self.space.keys)
+            for seed in dict.fromkeys(point.seed for point in one.sealed):
+                there = [p for p in one.sealed if p.seed == seed and self.reading(p).value is not None]
+                if {frozenset(), final} <= {p.cell for p in there}:
+                    ready += there
         unread = [p for p in ready if self._read(self._arm(p.cell), p.seed, "test") is None]
         if store is not None and ready:
-            self._open(store, ready, cells, unread)
+            self._open(store, ready, bool(unread))
         return self._jobs(unread, threads=threads, split="test")
 
-    def _open(self, store: Store, ready: Sequence[Point], cells: Mapping[Cell, None], unread: object) -> None:
-        covered = {(arm, seed) for row in store.openings() for arm in row["arms"] for seed in row["seeds"]}
-        new = [p for p in ready if (self._arm(p.cell).name, p.seed) not in covered]
-        if new:
-            arms = [self._arm(cell).name for cell in cells]
-            seeds = list(dict.fromkeys(point.seed for point in new))
-            runs = list(dict.fromkeys(self.reading(point).run for point in new))
-            note = "" if unread else "these numbers were there already: read off the run directories"
+    def _open(self, store: Store, ready: Sequence[Point], unread: bool) -> None:
+        covered = covered_by(store.openings())
+        together: dict[tuple[str, ...], list[int]] = {}
+        for seed in dict.fromkeys(point.seed for point in ready):
+            arms = tuple(self._arm(point.cell).name for point in ready if point.seed == seed)
+            if any((arm, seed) not in covered for arm in arms):
+                together.setdefault(arms, []).append(seed)
+        note = "" if unread else "these numbers were there already: read off the run directories"
+        for arms, seeds in together.items():
+            own = [p for p in ready if p.seed in seeds]
+            runs = list(dict.fromkeys(self.reading(point).run for point in own))
             store.open_split("test", arms, seeds, runs, note)
 
     def _record(self, store: Store) -> None:
         rows = []
+        covered = covered_by(store.openings())
         for point in dict.fromkeys(point for one in self.rounds for point in one.points):
             arm, reading = self._arm(point.cell), self.reading(point)
             status = "diverged" if reading.diverged else "failed" if reading.value is None else "finished"
-            for split in ("selection", "test"):
+            opened = (arm.name, point.seed) in covered
+            for split in ("selection", "test") if opened else ("selection",):
                 metrics = self._read(arm, point.seed, split)
                 if metrics is not None or split == "selection":
                     value = None if metrics is None else POINTS * metrics[self.spec.metric]
@@ -307,3 +349,19 @@ class Conduct(Timed):
                     fix="wait for it; `trickbag study status` shows how far it is",
                 ) from None
             yield
+
+
+def _upstream(recipe: Recipe) -> list[Recipe]:
+    """The recipes that one builds upon, with their own."""
+    sources = [source for trick in recipe.tricks.values() for source in trick.sources().values()]
+    direct = [planning.recipe_of(source) for source in sources if source.recipe is not None]
+    return [found for one in direct for found in (one, *_upstream(one))]
+
+
+def _epochs(recipe: Recipe) -> float:
+    """Epochs of a run and of all that it builds upon, as if nothing of that were shared."""
+    return float(sum(one.epochs for one in (recipe, *_upstream(recipe))))
+
+
+def _runs(recipe: Recipe) -> float:
+    return 1.0 + len(_upstream(recipe))

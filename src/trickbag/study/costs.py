@@ -41,7 +41,7 @@ def model(known: Mapping[Cell, Cost], factors: Sequence[str]) -> Callable[[Cell]
     """Costs of cells that were not timed: each factor multiplies the time of a step.
 
     Args:
-        known: timed cells, two or more.
+        known: timed cells, one or more.
         factors: keys of the factors that change training.
 
     Returns:

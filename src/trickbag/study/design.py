@@ -103,7 +103,7 @@ class Space:
             return f"without {', '.join(off)}"
         if len(on) <= 2:
             return f"+ {', '.join(on)}"
-        return f"mix {hashlib.sha256(chr(10).join(on).encode()).hexdigest()[:6]}"
+        return f"mix {hashlib.sha256(chr(10).join(on).encode()).hexdigest()[:10]}"
 
     def problems(self, cell: Cell) -> tuple[Problem, ...]:
         """Why the tricks of a cell cannot be in one bag; what depends on data or model is not seen here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from trickbag.study.comparing import chance_of, compare
 from trickbag.study.conduct import Conduct
 from trickbag.study.design import BASELINE, CANDIDATE
 from trickbag.study.known import POINTS
-from trickbag.study.protocol import Reading, Seen
+from trickbag.study.protocol import Cell, Reading, Seen
 from trickbag.study.statistics import Analysis, Contrast, analyze
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ class Findings:
         conduct: the study.
         arms: results by name.
         metrics: what was measured, the primary metric first.
+        opened: arms and seeds whose numbers on the sealed split may be read.
     """
 
     conduct: Conduct
     arms: Mapping[str, ArmResult]
     metrics: Sequence[Metric]
+    opened: Collection[tuple[str, int]] = ()
 
     @cached_property
     def seen(self) -> list[Seen]:
@@ -112,7 +114,13 @@ class Findings:
                 heteroscedastic=False,
                 heteroscedastic_p=None,
                 method=fit.method if fit else "The screen is not complete: nothing is claimed yet.",
-                missing=tuple((n, s) for n, runs in values.items() for s, v in runs.items() if v is None),
+                missing=tuple(
+                    (name, seed)
+                    for name, runs in values.items()
+                    for seed, value in runs.items()
+                    if value is None and (name, seed) not in self._diverged
+                ),
+                diverged=self._diverged,
                 alpha=spec.alpha,
                 delta=spec.delta,
                 overall=whole.overall,
@@ -230,9 +238,16 @@ class Findings:
             gain=found.gain,
             low=found.low,
             high=found.high,
-            cost_multiple=found.cost_multiple,
+            cost_multiple=self._multiple(found.cell, found.cost_multiple),
             reasons=dict(found.reasons),
         )
+
+    def _multiple(self, cell: Cell, timed: float) -> float | None:
+        """Training time as a multiple of the baseline's: as measured, or as the timing predicts it."""
+        here, base = (self.arms.get(self.conduct.space.name(one)) for one in (cell, frozenset[str]()))
+        if here and base and here.seconds and base.seconds:
+            return here.seconds / base.seconds
+        return timed if self.conduct.costs else None
 
     @cached_property
     def attribution(self) -> dict[str, float]:
@@ -265,7 +280,8 @@ class Findings:
         for split in ("selection", "test"):
             values: dict[str, dict[int, float | None]] = {}
             for name in names:
-                read = {seed: self.conduct.read(name, seed, split) for seed in seeds}
+                shown = [s for s in seeds if split == "selection" or (name, s) in self.opened]
+                read = {seed: self.conduct.read(name, seed, split) for seed in shown}
                 values[name] = {s: POINTS * m[self.conduct.spec.metric] for s, m in read.items() if m}
             diverged = tuple(one for one in self._diverged if one[0] in names and one[1] in seeds)
             for c in compare(values, pairs, alpha=self.conduct.spec.alpha, diverged=diverged):

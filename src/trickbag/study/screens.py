@@ -266,15 +266,16 @@ def lay_out_screen(
         unit = parts = lay(fits[0])
         while price([*parts, unit[len(parts) % len(unit)]]) <= runs_budget + 1e-9 and price(unit) > 0:
             parts = [*parts, unit[len(parts) % len(unit)]]
-    given += range(given[-1] + 1, given[-1] + 1 + max(0, len(parts) - len(given)))
+    given += range(max(given) + 1, max(given) + 1 + max(0, len(parts) - len(given)))
     settings = free_settings(question)
-    return tuple(
+    points = (
         Point(cell | setting, seed)
         for seed, part in zip(given, parts, strict=False)
         for cell in part
         for setting in settings
         if cell | setting in (frozenset(), question.all_on) or question.allowed(cell | setting)
     )
+    return tuple(dict.fromkeys(points))
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,9 @@ class StudySpec(BaseModel):
     apart: bool = False
     order: tuple[str, ...] = ()
     crossed: tuple[str, ...] = ()
-    price: float = Field(default=0.0, ge=0)
-    delta: float = Field(default=0.5, ge=0)
-    alpha: float = Field(default=0.05, gt=0, lt=1)
+    price: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    delta: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
     device: str = "cpu"
 
     @field_validator("baseline", "candidate")
@@ -131,6 +131,8 @@ class StudySpec(BaseModel):
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise StudyError(f"seeds {', '.join(map(str, seeds))}: one comes twice", expected="each once")
+        if min(seeds) < 0:
+            raise StudyError(f"seed {min(seeds)}", expected="seeds from 0 on")
         return seeds
 
     @property
@@ -163,7 +165,12 @@ class StudySpec(BaseModel):
     @property
     def digest(self) -> str:
         """Hash of what is asked, 8 hexadecimal digits; the title is no part of it."""
-        parts = [self.plain() | {"title": ""}, self.baseline.digest, self.candidate.digest]
+        plain = self.plain() | {"title": ""}
+        # Studies keep their names when a setting is added that they leave alone.
+        for name in ("budget", "metric", "apart", "crossed", "price"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del plain[name]
+        parts = [plain, self.baseline.digest, self.candidate.digest]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -190,6 +197,8 @@ class StudyFolder:
         if (self.path / "study.json").exists():
             if self.spec().digest != spec.digest:
                 raise StudyError(f"{self.path} holds another study", fix="choose another --out")
+            if self.runs != runs.resolve():
+                write_json(self.path / "study.json", {"spec": spec.plain(), "runs": str(runs.resolve())})
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "baseline.yaml", dump(spec.baseline))

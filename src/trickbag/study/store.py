@@ -58,6 +58,11 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def covered_by(openings: Iterable[Mapping[str, Any]]) -> set[tuple[str, int]]:
+    """Arms and seeds whose numbers on the sealed split have been opened."""
+    return {(arm, seed) for row in openings for arm in row["arms"] for seed in row["seeds"]}
+
+
 class Store:
     """The study's SQLite file, in write-ahead mode. Every method is one transaction.
 

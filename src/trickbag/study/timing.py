@@ -51,7 +51,7 @@ class Timed(Known):
         self, training: Training, seed: int, arms: Sequence[Arm], *, threads: int, split: str = "selection"
     ) -> Job:
         return Job(
-            name=f"{' = '.join(arm.name for arm in arms) or training.arms[0]}, seed {seed}",
+            name=f"{self.title(training)}, seed {seed}",
             recipe=training.recipe,
             data=self.spec.data,
             seed=seed,
@@ -62,6 +62,13 @@ class Timed(Known):
             threads=threads,
             code=code_version(),
         )
+
+    def title(self, training: Training) -> str:
+        """What the runs of a training recipe are called."""
+        if not self.adaptive:
+            return " = ".join(training.arms)
+        digest = training.recipe.digest
+        return self.space.name(next(c for c, t in self._families.items() if t.recipe.digest == digest))
 
     def measure_costs(self, executor: Executor, threads: int, listen: Listener) -> dict[str, Cost]:
         """Cost of training recipes by digest, from a few timed steps; kept in the study's directory.
@@ -122,6 +129,6 @@ class Timed(Known):
     @cached_property
     def _cost_model(self) -> Callable[[Cell], Cost]:
         known = self._timed_costs
-        if len(known) < 2:
+        if not known:
             raise StudyError(f"{self.folder.path}: costs have not been measured", fix="measure_costs first")
         return costing.model(known, [key for key in self.space.keys if key not in self.free])
