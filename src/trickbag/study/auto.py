@@ -271,7 +271,8 @@ def _reason(on: bool, mean: float, sd: float, standing: Standing | None, limit: 
     text += f" ({'more than 99' if sure > 0.99 else f'{100 * sure:.0f}'} % sure of the sign)"
     if standing is None or abs(standing.z) < limit:
         return text + "; the race did not resolve it"
-    return text + f"; the race resolved it as {'helpful' if standing.z > 0 else 'harmful'}"
+    average = "helpful" if standing.z > 0 else "harmful"
+    return text + f"; over all recipes that it was tried in, the race resolved it as {average}"
 
 
 def _budget(question: Question) -> float:
