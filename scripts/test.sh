@@ -12,4 +12,4 @@ export OMP_NUM_THREADS=1
 uv run --no-sync ruff check .
 uv run --no-sync ruff format --check .
 uv run --no-sync mypy
-uv run --no-sync pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
+uv run --no-sync pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

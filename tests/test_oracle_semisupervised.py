@@ -279,7 +279,8 @@ def test_transductive_use_is_inherited(bench: Bench, tmp_path: Path) -> None:
 
     def finished(name: str, flag: bool) -> str:
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / "result.json", {"status": "finished", "transductive": flag})
+        result = {"status": "finished", "transductive": flag, "steps": 1, "cost": {}}
+        write_json(tmp_path / name / "result.json", result)
         assert Run(tmp_path / name).result()
         return str(tmp_path / name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from trickbag.report.claims import advice, claims, count, join, weighty
@@ -57,10 +57,19 @@ def run_seconds(arm: ArmResult) -> float | None:
 
 
 def cost_multiple(data: ReportData, arm: ArmResult | None) -> float | None:
-    """Time of an arm's runs as a multiple of the baseline's, or of the first arm's without one."""
+    """Time of an arm's runs as a multiple of the baseline's, or of the first arm's without one.
+
+    Runs with the same seeds are compared, if there are any: they were made at about the same time, and the
+    machine may have had more to do at others.
+    """
     reference = data.arm(data.baseline) or (data.arms[0] if data.arms else None)
     if arm is None or reference is None:
         return None
+    ended = [{run.seed for run in a.runs if run.status == "finished"} for a in (arm, reference)]
+    if common := ended[0] & ended[1]:
+        arm, reference = (
+            replace(a, runs=[run for run in a.runs if run.seed in common]) for a in (arm, reference)
+        )
     timed = all(any(run.costs.get(TIME, 0) > 0 for run in a.runs) for a in (arm, reference))
     own, other = (run_seconds(a) if timed else a.seconds for a in (arm, reference))
     return own / other if own and other else None

@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING
 
 from trickbag.errors import StudyError
 from trickbag.recipe.read import dump
-from trickbag.report.content import ArmResult, Comparison, Metric, PairEffect, Recommendation, Residual
+from trickbag.report.content import (
+    ArmResult,
+    Comparison,
+    Metric,
+    PairEffect,
+    Recommendation,
+    Residual,
+    interval,
+)
 from trickbag.study.comparing import chance_of, compare
 from trickbag.study.conduct import Conduct
 from trickbag.study.design import BASELINE, CANDIDATE
 from trickbag.study.known import POINTS
 from trickbag.study.protocol import Cell, Reading, Seen
-from trickbag.study.statistics import Analysis, Contrast, analyze
+from trickbag.study.statistics import Analysis, Contrast, Effect, analyze
 
 if TYPE_CHECKING:
     from trickbag.study.auto import Recommended
     from trickbag.study.regression import FactorFit
 
 MOST_PAIRS = 60
+DRAWS = 999
+"""Bootstrap resamples of the factors' effects."""
 JUDGED_BY_SCREEN = "screen"
 
 
@@ -107,7 +117,7 @@ class Findings:
                 higher_is_better=up,
             )
             found = Analysis(
-                effects=fit.effects if fit else (),
+                effects=tuple(_with_bootstrap(e, fit.bootstrap) for e in fit.effects) if fit else (),
                 sd_paired=None if fit is None or fit.sd is None else math.sqrt(2) * fit.sd,
                 sd_unpaired=whole.sd_unpaired,
                 correlation=fit.correlation if fit else None,
@@ -159,6 +169,7 @@ class Findings:
                 alpha=spec.alpha,
                 delta=spec.delta if metric is self.metrics[0] else 0.0,
                 pairs=metric is self.metrics[0],
+                draws=DRAWS if metric is self.metrics[0] else 0,
                 higher_is_better=metric.higher_is_better is not False,
             )
         except StudyError:
@@ -245,8 +256,13 @@ class Findings:
     def _multiple(self, cell: Cell, timed: float) -> float | None:
         """Training time as a multiple of the baseline's: as measured, or as the timing predicts it."""
         here, base = (self.arms.get(self.conduct.space.name(one)) for one in (cell, frozenset[str]()))
-        if here and base and here.seconds and base.seconds:
-            return here.seconds / base.seconds
+        if here and base:
+            seconds = [
+                {run.seed: run.costs.get("training_seconds", 0.0) for run in a.runs} for a in (here, base)
+            ]
+            common = [s for s in seconds[0] if seconds[0][s] > 0 and seconds[1].get(s, 0.0) > 0]
+            if common:
+                return sum(seconds[0][s] for s in common) / sum(seconds[1][s] for s in common)
         return timed if self.conduct.costs else None
 
     @cached_property
@@ -304,3 +320,14 @@ class Findings:
                     )
                 )
         return found
+
+
+def _with_bootstrap(effect: Effect, intervals: Mapping[str, tuple[float, float]]) -> Effect:
+    """An effect whose note tells the bootstrap interval, a check of the t interval."""
+    if effect.factor not in intervals:
+        return effect
+    low, high = intervals[effect.factor]
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return effect
+    told = f"bootstrap interval {interval(low, high)}"
+    return replace(effect, note=f"{effect.note}; {told}" if effect.note else told)
