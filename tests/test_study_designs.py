@@ -281,6 +281,15 @@ def test_mistakes_in_python_are_named(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_study_killed_before_its_first_run_goes_on(images: DataSpec, tmp_path: Path) -> None:
+    spec = StudySpec(baseline=recipe(), candidate=recipe(Mixup()), data=images, seeds=(0, 1))
+    conduct = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    with conduct.folder.store() as store:
+        store.decide(conduct.planned[0])
+    again = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    assert len(again.pending(1)) == 4
+
+
 def test_moved_runs_are_asked_for(images: DataSpec, tmp_path: Path) -> None:
     spec = StudySpec(
         baseline=recipe(epochs=1), candidate=recipe(Mixup(), epochs=1), data=images, seeds=(0, 1)

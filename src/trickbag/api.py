@@ -471,7 +471,10 @@ def prepare_study(
     if spec.metric == "top5_accuracy" and classes <= 5:
         raise StudyError(f"top-5 accuracy of {classes} classes is always 100", fix="use accuracy")
     _ = conduct.plans
-    if conduct.rounds and not runs.is_dir():
+    # A study that was killed at its very beginning has decided something, and trained nothing yet.
+    with home.store(readonly=True) as store:
+        trained = any(event["event"] == "done" for event in store.events())
+    if trained and not runs.is_dir():
         raise StudyError(
             f"{runs} is not there, and with it every run of {folder}",
             fix=f"trickbag study resume {folder} --runs FOLDER, where they are now",
