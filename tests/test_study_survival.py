@@ -21,10 +21,11 @@ import pytest
 from conftest import write_shapes
 from trickbag import api
 from trickbag.data.base import DataSpec
+from trickbag.engine.run import code_version, versions
 from trickbag.errors import StudyError
 from trickbag.recipe import Recipe
 from trickbag.report.content import ReportData
-from trickbag.study.collect import collect
+from trickbag.study.collect import collect, write_report
 from trickbag.study.spec import Budget, StudyFolder, StudySpec
 from trickbag.study.store import FILE
 from trickbag.tricks.augmentation import RandomFlip
@@ -321,3 +322,71 @@ def test_the_store_is_rebuilt_from_the_run_directories(
         (opening,) = store.openings()
         assert "read off the run directories" in opening["note"]
         assert store.readings()
+
+
+@pytest.fixture
+def upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if libraries had been upgraded since."""
+    then = versions()
+    monkeypatch.setattr("trickbag.engine.run.versions", lambda: then | {"torch": "9.0"})
+    monkeypatch.setattr("trickbag.engine.run.code_version", lambda: "edited")
+    monkeypatch.setattr("trickbag.study.timing.code_version", lambda: "edited")
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_a_finished_study_outlives_an_upgrade(spec: StudySpec, expected: dict[str, Any], copy: Path) -> None:
+    before = sorted(copy.rglob("runs/*/*"))
+    conduct(spec, copy)
+    assert numbers(copy) == expected
+    assert sorted(copy.rglob("runs/*/*")) == before
+    data = collect(api.prepare_study(spec, copy / "study", copy / "runs"))
+    assert data.provenance["code"] == code_version()
+    assert "torch 9.0" not in data.provenance["versions"]
+
+
+@pytest.mark.usefixtures("upgraded")
+@pytest.mark.parametrize("store", ["there", "lost"])
+def test_an_unfinished_study_is_not_mixed_with_runs_of_other_code(
+    spec: StudySpec, copy: Path, store: str
+) -> None:
+    shutil.rmtree(_all_runs(copy)[3])
+    for path in (copy / "study").glob(f"{FILE}*") if store == "lost" else ():
+        path.unlink()
+    before = sorted(copy.rglob("runs/*"))
+    with pytest.raises(StudyError, match=r"trained with other code.*torch was \S+, is 9.0"):
+        conduct(spec, copy)
+    assert sorted(copy.rglob("runs/*")) == before
+
+
+@pytest.mark.usefixtures("upgraded")
+def test_a_report_that_cannot_be_made_again_is_kept(spec: StudySpec, copy: Path) -> None:
+    for path in _all_runs(copy):
+        shutil.rmtree(path / "evaluations")
+    report = (copy / "study" / "report.json").read_text()
+    with pytest.raises(StudyError, match="cannot be found with this code"):
+        write_report(api.prepare_study(spec, copy / "study", copy / "runs"))
+    assert (copy / "study" / "report.json").read_text() == report
+
+
+def test_a_study_that_has_trained_nothing_takes_the_code_at_hand(
+    spec: StudySpec, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    with study.folder.store() as store:
+        store.decide(study.planned[0])
+    request.getfixturevalue("upgraded")
+    again = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    again.check_code()
+    assert again.folder.changed
+    calls: list[Any] = []
+
+    class Nothing:
+        workers = 1
+
+        def run(self, jobs: Any, on_event: Any) -> bool:
+            calls.append(jobs)
+            return False
+
+    assert not again.run(Nothing(), 1, lambda event: None)
+    assert not again.folder.changed
+    assert {job.code for job in calls[0]} == {"edited"}

@@ -3,213 +3,47 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trickbag.cli.asking import Asked, asking
 from trickbag.cli.common import (
-    DataArgument,
     DeviceOption,
     JsonOption,
     RunsOption,
-    SetOption,
-    WithOption,
-    WithoutOption,
     console,
-    keeping_options,
     load_compiled,
     print_json,
-    read_data,
-    read_recipe,
     reading,
 )
+from trickbag.cli.outlining import show_outline
+from trickbag.cli.watching import duration, watching
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from trickbag.study.conduct import Conduct
-    from trickbag.study.executor import Event, Executor
+    from trickbag.study.executor import Executor
     from trickbag.study.spec import StudySpec
 
 app = typer.Typer(help="Measure what separates two recipes.", no_args_is_help=True, rich_markup_mode=None)
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
-BaselineOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe without the factors.")]
-CandidateOption = Annotated[str | None, typer.Option(metavar="RECIPE", help="Recipe with all of them.")]
-DesignOption = Annotated[
-    str,
-    typer.Option(
-        help="auto (pilot, screen, refine, confirm; needs --budget), screen (Plackett-Burman with foldover), "
-        "leave-one-out, one-at-a-time, ladder or factorial."
-    ),
-]
-SeedsOption = Annotated[
-    str, typer.Option(help="How many seeds, or which (0,1,7); 3, or as many as fit --budget.")
-]
-BudgetOption = Annotated[
-    str, typer.Option(metavar="AMOUNT", help="What may be spent: 96 runs, 400 epochs, 90min, 2h.")
-]
-MetricOption = Annotated[str, typer.Option(help="What counts: accuracy, balanced_accuracy or top5_accuracy.")]
-TieOption = Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Changes that form one factor.")]
-ApartOption = Annotated[
-    bool, typer.Option("--apart", help="Do not tie factors that require or exclude each other.")
-]
-OrderOption = Annotated[str, typer.Option(metavar="A,B,...", help="Order of a ladder's rungs.")]
-CrossOption = Annotated[str, typer.Option(metavar="A,B,...", help="Factors that a factorial crosses; all.")]
-PriceOption = Annotated[
-    float, typer.Option(min=0, help="Points that a doubling of training time must gain to be recommended.")
-]
-OnOption = Annotated[str, typer.Option("--on", metavar="EXECUTOR", help="local, ray or slurm.")]
-DeltaOption = Annotated[
-    float, typer.Option(min=0, max=100, help="Effects within this many points count as none.")
-]
-AlphaOption = Annotated[float, typer.Option(min=0.0001, max=0.49, help="Family-wise error rate.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at once; one a core or GPU unless told.")
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads of each run.")]
 OutOption = Annotated[Path | None, typer.Option(metavar="FOLDER", help="The study's directory.")]
-
-MOST_SEEDS = 10_000
-MOST_FITTED = 30
-"""Seeds that a budget alone may buy."""
-FITTED = ("leave-one-out", "one-at-a-time", "ladder", "factorial")
-
-
-def describe(
-    data: str,
-    baseline: str | None,
-    candidate: str | None,
-    set_: list[str] | None,
-    with_: list[str] | None,
-    without: list[str] | None,
-    design: str,
-    seeds: str,
-    budget: str,
-    metric: str,
-    tie: list[str] | None,
-    apart: bool,
-    order: str,
-    cross: str,
-    delta: float,
-    alpha: float,
-    price: float,
-    device: str,
-    workers: int | None,
-    threads: int = 1,
-    on: str = "local",
-) -> StudySpec:
-    """The study that a command line describes."""
-    from trickbag import api
-    from trickbag.errors import UsageError, nearest
-    from trickbag.study.layout import DESIGNS
-    from trickbag.study.spec import METRICS, Budget, StudySpec
-
-    if design not in DESIGNS:
-        near = nearest(design, DESIGNS)
-        fix = f"did you mean {near}?" if near else None
-        raise UsageError(
-            f"no design is called {design!r}", where="--design", expected=", ".join(DESIGNS), fix=fix
-        )
-    if order and design != "ladder":
-        raise UsageError(
-            f"a {design} study has no order", where="--order", fix="remove it, or add --design ladder"
-        )
-    if cross and design != "factorial":
-        raise UsageError(f"a {design} study crosses nothing", where="--cross", fix="add --design factorial")
-    if metric not in METRICS:
-        near = nearest(metric, METRICS)
-        raise UsageError(
-            f"studies do not judge by {metric!r}",
-            where="--metric",
-            expected=", ".join(METRICS),
-            fix=f"did you mean {near}?" if near else "losses are reported beside it",
-        )
-    if on != "local" and workers is None and Budget.parse(budget or "1 run").unit == "seconds":
-        what = f"how much {budget} is on a cluster depends on how many runs it makes at once"
-        raise UsageError(what, where="--budget", fix="add --workers N, or give a number of runs or epochs")
-    if design == "auto" and not budget:
-        raise UsageError("an auto study shares out a budget", where="--design", fix="add --budget 2h")
-    if baseline and candidate and (with_ or without):
-        raise UsageError(
-            "--with and --without make one recipe from the other", expected="only one of the two recipes"
-        )
-    if not (baseline or candidate) or not ((baseline and candidate) or with_ or without):
-        raise UsageError(
-            "a study needs two recipes",
-            expected="--baseline and --candidate, or one of them with --with or --without",
-        )
-    first = read_recipe(baseline or candidate or "", set_, (), ())
-    changed = read_recipe(candidate or baseline or "", set_, with_, without)
-    chosen = (first, changed) if baseline else (changed, first)
-    return StudySpec(
-        baseline=chosen[0],
-        candidate=chosen[1],
-        data=read_data(data, set_),
-        design=design,  # type: ignore[arg-type]
-        seeds=_seeds(seeds or (str(MOST_FITTED) if budget and design in FITTED else "3")),
-        budget=Budget.parse(budget, api.count_workers(device, workers, threads)) if budget else None,
-        metric=metric,  # type: ignore[arg-type]
-        ties=tuple(tuple(_parts(text)) for text in tie or ()),
-        apart=apart,
-        order=tuple(_parts(order)),
-        crossed=tuple(_parts(cross)),
-        delta=delta,
-        alpha=alpha,
-        price=price,
-        device=device,
-    )
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    from trickbag.errors import UsageError
-
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        seeds = ()
-    if "," not in text and len(seeds) == 1:
-        if seeds[0] > MOST_SEEDS:
-            raise UsageError(
-                f"{text} seeds are too many",
-                where="--seeds",
-                expected=f"at most {MOST_SEEDS}, or a list (0,1,7)",
-            )
-        seeds = tuple(range(seeds[0]))
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UsageError(
-            f"{text!r} names no seeds", where="--seeds", expected="a count (3) or a list (0,1,7)"
-        )
-    return seeds
+OnOption = Annotated[str, typer.Option("--on", metavar="EXECUTOR", help="local, ray or slurm.")]
 
 
 @app.command()
-@keeping_options
+@asking
 def plan(
-    data: DataArgument,
-    baseline: BaselineOption = None,
-    candidate: CandidateOption = None,
-    set_: SetOption = None,
-    with_: WithOption = None,
-    without: WithoutOption = None,
-    design: DesignOption = "leave-one-out",
-    seeds: SeedsOption = "",
-    budget: BudgetOption = "",
-    metric: MetricOption = "accuracy",
-    tie: TieOption = None,
-    apart: ApartOption = False,
-    order: OrderOption = "",
-    cross: CrossOption = "",
-    delta: DeltaOption = 0.5,
-    alpha: AlphaOption = 0.05,
-    price: PriceOption = 0.0,
+    asked: Asked,
     measure: Annotated[bool, typer.Option(help="Time a few steps, for a cost in minutes.")] = False,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
@@ -218,27 +52,7 @@ def plan(
     """Show what a study would train and what it could see, and train nothing."""
     from trickbag.study.outline import outline
 
-    spec = describe(
-        data,
-        baseline,
-        candidate,
-        set_,
-        with_,
-        without,
-        design,
-        seeds,
-        budget,
-        metric,
-        tie,
-        apart,
-        order,
-        cross,
-        delta,
-        alpha,
-        price,
-        "cpu" if not measure else device,
-        workers,
-    )
+    spec = asked.spec(device if measure else "cpu", workers)
     out = console(quiet=as_json)
     if not measure:
         figures = outline(spec)
@@ -261,62 +75,9 @@ def plan(
         figures["seconds"] = seconds
         show_outline(out, figures)
         first = "" if timed or spec.design != "auto" else " for the pilot"
-        out.print(f"about {_duration(seconds)}{first} with {executor.workers} runs at once")
+        out.print(f"about {duration(seconds)}{first} with {executor.workers} runs at once")
     if as_json:
         print_json(figures)
-
-
-def show_outline(out: Console, figures: dict[str, Any]) -> None:
-    """Print what :func:`trickbag.study.outline.outline` found."""
-    from rich.table import Table
-
-    if out.stderr:
-        return
-    table = Table("factor", "change", "", title=f"{len(figures['factors'])} factors", title_justify="left")
-    for factor in figures["factors"]:
-        table.add_row(factor["key"], factor["label"], "no training" if factor["free"] else "")
-    out.print(table)
-    if figures.get("needs_timing"):
-        out.print(
-            f"{figures['design']} within {figures['budget']}: how many runs that is depends on their speed; "
-            "add --measure to time a few steps of each factor"
-        )
-        return
-    if "stages" in figures:
-        stages = Table("stage", "runs", "what for", title="at most", title_justify="left")
-        for stage in figures["stages"]:
-            stages.add_row(stage["stage"], str(stage["runs"]), stage["text"])
-        out.print(stages)
-        out.print(f"auto: {figures['runs']} training runs within {figures['budget']}")
-    else:
-        _show_counts(out, figures)
-    sd = figures["detectable_in_sd"]
-    if sd is None:
-        out.print("[yellow]too few runs to estimate the noise: no interval, no verdict[/yellow]")
-    else:
-        out.print(
-            f"smallest effect it finds with 80 % power: {sd:.1f} sd of a paired difference; roughly "
-            f"{figures['detectable_points']:.1f} points, if accuracy lies near 80 % on "
-            f"{figures['selection_images']} selection images"
-        )
-
-
-def _show_counts(out: Console, figures: dict[str, Any]) -> None:
-    shared = figures["naive_runs"] - figures["runs"]
-    out.print(
-        f"{figures['design']}: {len(figures['arms'])} recipes, {figures['seeds']} seeds: "
-        f"{figures['naive_runs']} results from {figures['runs']} training runs of {figures['steps']} steps"
-        + (f" ({shared} shared)" if shared else "")
-    )
-    saved = {name: figures[f"{name}_epochs"] for name in ("shared", "forked")}
-    if any(saved.values()):
-        told = {"shared": "runs that serve several recipes", "forked": "beginnings that runs have in common"}
-        parts = [f"{value:g} by {told[name]}" for name, value in saved.items() if value]
-        share = figures["epochs"] / figures["naive_epochs"]
-        out.print(
-            f"{figures['epochs']:g} epochs instead of {figures['naive_epochs']:g} ({share:.0%}): saves "
-            + " and ".join(parts)
-        )
 
 
 def _conduct(spec: StudySpec, folder: Path, runs: Path, out: Console) -> Conduct:
@@ -327,25 +88,9 @@ def _conduct(spec: StudySpec, folder: Path, runs: Path, out: Console) -> Conduct
 
 
 @app.command()
-@keeping_options
+@asking
 def run(
-    data: DataArgument,
-    baseline: BaselineOption = None,
-    candidate: CandidateOption = None,
-    set_: SetOption = None,
-    with_: WithOption = None,
-    without: WithoutOption = None,
-    design: DesignOption = "leave-one-out",
-    seeds: SeedsOption = "",
-    budget: BudgetOption = "",
-    metric: MetricOption = "accuracy",
-    tie: TieOption = None,
-    apart: ApartOption = False,
-    order: OrderOption = "",
-    cross: CrossOption = "",
-    delta: DeltaOption = 0.5,
-    alpha: AlphaOption = 0.05,
-    price: PriceOption = 0.0,
+    asked: Asked,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "",
     out: OutOption = None,
     runs: RunsOption = "runs",
@@ -356,32 +101,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Plan, train what is missing, and report. The same command again goes on where it stopped."""
-    spec = describe(
-        data,
-        baseline,
-        candidate,
-        set_,
-        with_,
-        without,
-        design,
-        seeds,
-        budget,
-        metric,
-        tie,
-        apart,
-        order,
-        cross,
-        delta,
-        alpha,
-        price,
-        device,
-        workers,
-        threads,
-        on,
-    )
     from trickbag.engine.device import Device
 
-    spec = spec.model_copy(update={"device": Device(device).type, "title": title})
+    spec = asked.spec(device, workers, threads=threads, on=on, title=title)
+    spec = spec.model_copy(update={"device": Device(device).type})
     folder = out or Path("studies") / f"{spec.design}-{spec.digest}"
     conduct_and_show(spec, folder, Path(runs), workers, threads, as_json, on)
 
@@ -421,6 +144,7 @@ def conduct_and_show(
     out = console(quiet=as_json)
     executor = api.make_executor(spec.device, workers, threads, on)
     conduct = _conduct(spec, folder, runs, out)
+    conduct.check_code()
     # What the candidate's own training would say is said before it is paid for.
     notes = conduct.compile(conduct.arms[CANDIDATE].recipe).notes
     load_compiled(out)
@@ -432,10 +156,10 @@ def conduct_and_show(
     if left:
         seconds = conduct.estimate(costs, executor.workers)
         more = " for its first stage" if conduct.adaptive and not conduct.rounds else ""
-        out.print(f"{len(left)} runs to do, {executor.workers} at once: about {_duration(seconds)}{more}")
+        out.print(f"{len(left)} runs to do, {executor.workers} at once: about {duration(seconds)}{more}")
     # Ray prints what it thinks of the cluster wherever it likes.
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with aside, _progress(out, conduct) as listen:
+    with aside, watching(out, conduct) as listen:
         done = api.run_study(conduct, workers=executor.workers, threads=threads, listen=listen, on=on)
     if not done:
         out.print(f"interrupted; go on with: trickbag study resume {folder}", soft_wrap=True)
@@ -462,53 +186,6 @@ def _costs(conduct: Conduct, executor: Executor, threads: int, out: Console) -> 
         return conduct.measure_costs(executor, threads, lambda event: None)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _progress(out: Console, conduct: Conduct) -> Iterator[Callable[[Event], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=out) as bar:
-        overall = bar.add_task("runs", total=None, completed=0, text="")
-        tasks: dict[str, TaskID] = {}
-
-        def count() -> None:
-            done, total = conduct.progress()
-            stage = conduct.rounds[-1].stage if conduct.rounds else ""
-            bar.update(overall, total=total, completed=done, description=stage or "runs")
-
-        def listen(event: Event) -> None:
-            name = event.job.name
-            if event.kind == "status":
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=event.detail.steps, text="")
-                metric = event.detail.metric
-                text = "" if metric is None else f"selection {metric:.1%}"
-                bar.update(tasks[name], completed=event.detail.step, text=text)
-            elif event.kind in ("started", "waiting"):
-                count()
-            else:
-                if name in tasks:
-                    bar.remove_task(tasks.pop(name))
-                count()
-                if event.kind in ("failed", "retried", "halted"):
-                    last = str(event.detail).strip().splitlines()[-1]
-                    bar.console.print(f"{event.kind}: {name}: {last}", style="yellow", soft_wrap=True)
-
-        yield listen
-
-
 @app.command()
 def status(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Say how far a study is."""
@@ -531,11 +208,19 @@ def status(study: StudyArgument, as_json: JsonOption = False) -> None:
         for one in conduct.rounds
     ]
     if as_json:
-        known = {"counts": counts, "decisions": stages, "openings": openings, "runs": rows}
+        known = {
+            "counts": counts,
+            "changed": folder.changed,
+            "decisions": stages,
+            "openings": openings,
+            "runs": rows,
+        }
         print_json(known | {"failures": failures, "report": (study / "report.html").exists()})
         return
     out = console()
     out.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    if folder.changed:
+        out.print(f"[yellow]trained with other code[/yellow]: {'; '.join(folder.changed)}", soft_wrap=True)
     for number, decided in enumerate(stages, start=1):
         out.print(f"{number}. {decided['stage']}: {decided['text']}", soft_wrap=True)
     for row in openings:

@@ -76,18 +76,24 @@ class Reader:
         plan: how images reach the model.
         data: images to measure; None to classify others only.
         device: where to compute.
+        code: version of the code that trained the runs which the plan builds upon; None means that at hand.
 
     Raises:
         CheckpointError: the run has not finished.
     """
 
     def __init__(
-        self, run: Run, plan: Plan, data: DataSet | None = None, device: str | torch.device = "cpu"
+        self,
+        run: Run,
+        plan: Plan,
+        data: DataSet | None = None,
+        device: str | torch.device = "cpu",
+        code: str | None = None,
     ) -> None:
         if (run.result() or {}).get("status") != "finished":
             raise CheckpointError(f"run {run.id} has not finished", fix="train it to its end first")
         self.run, self.plan, self.data, self.device = run, plan, data, torch.device(device)
-        self._about = run.about()
+        self._about, self._code = run.about(), code
         self._members: dict[Source, upstream.Knowledge] = {}
 
     def metrics(self, readout: ReadOut, split: str) -> dict[str, float]:
@@ -184,7 +190,7 @@ class Reader:
         plan = replace(self.plan, facts=self._facts, recipe=recipe)
         device, world = self._about["device"], self._about.get("processes", 1)
         place = device if world == 1 else f"{device} x {world}"
-        settled, _ = upstream.settle(plan, self._about["seed"], self.run.path.parent, place)
+        settled, _ = upstream.settle(plan, self._about["seed"], self.run.path.parent, place, self._code)
         return replace(readout, tricks=tuple(self._placed(trick) for trick in settled.predict))
 
     def _placed(self, trick: PredictTrick) -> PredictTrick:

@@ -77,24 +77,28 @@ def _file_digest(path: str) -> str:
         raise CheckpointError(f"cannot read weights: {error.strerror}", where=path) from None
 
 
-def run_id(recipe: Recipe, facts: DataFacts, seed: int, device_type: str = "cpu") -> str:
+def run_id(
+    recipe: Recipe, facts: DataFacts, seed: int, device_type: str = "cpu", code: str | None = None
+) -> str:
     """Name of a run: same training recipe, data, seed, device type and code give the same name.
 
     A trained model that the recipe builds upon counts by the name of its run, or the bytes of its file.
+    ``code`` is the version that trained the run, of :func:`code_version`; None means the code at hand.
     """
+    code = code or code_version()
     part = training_part(recipe)
     for kind, trick in recipe.tricks.items():
         for name, source in trick.sources().items() if kind in part["tricks"] else ():
-            part["tricks"][kind][name] = _identity(source, facts, seed, device_type)
-    parts = [part, facts.fingerprint, seed, device_type, code_version()]
+            part["tricks"][kind][name] = _identity(source, facts, seed, device_type, code)
+    parts = [part, facts.fingerprint, seed, device_type, code]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _identity(source: Source, facts: DataFacts, seed: int, device_type: str) -> dict[str, Any]:
+def _identity(source: Source, facts: DataFacts, seed: int, device_type: str, code: str) -> dict[str, Any]:
     if source.recipe is not None:
         other = planning.compile(planning.recipe_of(source), facts, device_type.split()[0]).recipe
-        name = run_id(other, facts, seed if source.seed is None else source.seed, device_type)
+        name = run_id(other, facts, seed if source.seed is None else source.seed, device_type, code)
         return {"run": name, "averaged": source.averaged}
     if source.run is not None:
         return {"run": name_of(Path(source.run)), "averaged": source.averaged}

@@ -53,7 +53,9 @@ class Ahead:
     path: Path
 
 
-def settle(plan: Plan, seed: int, runs: Path, place: str) -> tuple[Plan, tuple[Ahead, ...]]:
+def settle(
+    plan: Plan, seed: int, runs: Path, place: str, code: str | None = None
+) -> tuple[Plan, tuple[Ahead, ...]]:
     """Replace the recipes that tricks build upon by the directories of their runs.
 
     Args:
@@ -61,25 +63,29 @@ def settle(plan: Plan, seed: int, runs: Path, place: str) -> tuple[Plan, tuple[A
         seed: the seed of the run that builds upon them.
         runs: folder of run directories.
         place: kind and number of devices, as in a run's name.
+        code: version of the code that trained the runs; None means the code at hand.
 
     Returns:
         The plan without recipes in its sources, and the runs that they stand for, the deepest first.
     """
     ahead: list[Ahead] = []
-    tricks = [_settled(trick, plan, seed, runs, place, ahead) for trick in plan.bag.values()]
+    tricks = [_settled(trick, plan, seed, runs, place, code, ahead) for trick in plan.bag.values()]
     if not any(trick.sources() for trick in tricks):
         return plan, ()
     return replace(plan, recipe=plan.recipe.replace(tricks=Bag(tricks))), tuple(ahead)
 
 
-def _settled(trick: Trick, plan: Plan, seed: int, runs: Path, place: str, ahead: list[Ahead]) -> Trick:
+def _settled(
+    trick: Trick, plan: Plan, seed: int, runs: Path, place: str, code: str | None, ahead: list[Ahead]
+) -> Trick:
     found: dict[str, Source] = {}
     for name, source in trick.sources().items():
         if source.recipe is not None:
             own = seed if source.seed is None else source.seed
             recipe = planning.recipe_of(source)
-            other, deeper = settle(planning.compile(recipe, plan.facts, place.split()[0]), own, runs, place)
-            path = (runs / run_id(other.recipe, plan.facts, own, place)).absolute()
+            compiled = planning.compile(recipe, plan.facts, place.split()[0])
+            other, deeper = settle(compiled, own, runs, place, code)
+            path = (runs / run_id(other.recipe, plan.facts, own, place, code)).absolute()
             ahead += [*deeper, Ahead(other, own, runs, path)]
             found[name] = Source(run=str(path), averaged=source.averaged)
     return trick.with_sources(found) if found else trick

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trickbag.engine.device import available_cores
-from trickbag.engine.evaluate import RAW, Reader, main_readout
+from trickbag.engine.evaluate import RAW, main_readout
 from trickbag.engine.files import write_text
-from trickbag.engine.run import Run, code_version, versions
+from trickbag.engine.run import Run
+from trickbag.errors import StudyError
 from trickbag.recipe.diff import describe
 from trickbag.recipe.read import dump
 from trickbag.report.content import (
@@ -78,8 +79,32 @@ def write_report(conduct: Conduct, workers: int | None = None) -> Path:
 
 
 def collect(conduct: Conduct, workers: int | None = None) -> ReportData:
-    """Everything that a study's report shows, read from its runs."""
+    """Everything that a study's report shows, read from its runs.
+
+    Raises:
+        StudyError: other code has trained them, and this code cannot read them.
+    """
+    if conduct.folder.changed:
+        _check_readable(conduct)
     return _Collector(conduct, workers).report()
+
+
+def _check_readable(conduct: Conduct) -> None:
+    with conduct.folder.store(readonly=True) as store:
+        rows = [row for row in store.readings() if row.status == "finished"]
+    arms = {arm.on: name for name, arm in conduct.arms.items()}
+    lost = [
+        row
+        for row in rows
+        if row.factors not in arms or conduct.read(arms[row.factors], row.seed, row.split) is None
+    ]
+    if lost:
+        raise StudyError(
+            f"{len(lost)} of {len(rows)} results cannot be found with this code "
+            f"({'; '.join(conduct.folder.changed)})",
+            where=str(conduct.folder.path),
+            fix="install the versions that trained them; what was reported before is left as it is",
+        )
 
 
 @dataclass(frozen=True)
@@ -192,20 +217,19 @@ class _Collector:
         }
         if cost.get("peak_memory_bytes"):
             found["memory_mb"] = cost["peak_memory_bytes"] / MEGABYTE
-        plan = self.conduct.compile(arm.recipe)
         if result["status"] == "finished":
-            seconds = Reader(run, plan).seconds(main_readout(plan), "selection", self.conduct.data.facts)
+            readout, facts = main_readout(self.conduct.compile(arm.recipe)), self.conduct.data.facts
+            seconds = self.conduct.reader(run, arm).seconds(readout, "selection", facts)
             if seconds is not None:
                 found["inference_ms"] = 1000 * seconds
         return found
 
     def transductive(self, arm: Arm, run: Run) -> bool:
         """Whether another model that an arm predicts with has learned from test images."""
-        plan = self.conduct.compile(arm.recipe)
-        readout = main_readout(plan)
+        readout = main_readout(self.conduct.compile(arm.recipe))
         if (run.result() or {}).get("status") != "finished" or not any(t.sources() for t in readout.tricks):
             return False
-        settled = Reader(run, plan).settled(readout)
+        settled = self.conduct.reader(run, arm).settled(readout)
         members = (source.run for trick in settled.tricks for source in trick.sources().values())
         results = (Run(Path(path)).result() or {} for path in members if path is not None)
         return any(bool(result.get("transductive")) for result in results)
@@ -288,7 +312,7 @@ class _Collector:
         conduct = self.conduct
         facts = conduct.data.facts
         known = {
-            "code": code_version(),
+            "code": conduct.folder.code,
             "data": facts.name,
             "data fingerprint": facts.fingerprint,
             "images": ", ".join(f"{count} {split}" for split, count in facts.sizes.items()),
@@ -297,7 +321,7 @@ class _Collector:
             "device": conduct.spec.device,
             "processor": f"{platform.machine()}, {available_cores()} cores",
             "runs at once": self.workers,
-            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+            "versions": ", ".join(f"{name} {number}" for name, number in conduct.folder.versions.items()),
             "system": f"{platform.system()} {platform.release().split('-')[0]}",
             "command": " ".join(["trickbag", *sys.argv[1:]]),
         }

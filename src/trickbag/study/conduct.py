@@ -200,6 +200,12 @@ class Conduct(Timed):
         """
         with self._alone(), self.folder.store() as store:
             self.rounds[:] = store.rounds()
+            if self.folder.changed:
+                if self._trained(store):
+                    self.check_code()
+                    return True
+                self.folder.renew()
+                self._names.clear()
             timed = self.spec.budget is not None and self.spec.budget.unit == "seconds"
             if timed or self.spec.price > 0:
                 self.measure_costs(executor, threads, listen)
@@ -227,6 +233,35 @@ class Conduct(Timed):
                 store.decide(following)
                 self.rounds.append(following)
                 self._mend(store)
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing is left to decide, to train or to measure."""
+        return bool(self.rounds) and not (
+            self.pending(threads=1) or self._confirmation(threads=1) or self.propose()
+        )
+
+    def check_code(self) -> None:
+        """Train nothing beside runs that other code has trained.
+
+        Raises:
+            StudyError: this study has such runs, and more of it is to be done.
+        """
+        with self.folder.store(readonly=True) as store:
+            if not (self.folder.changed and self._trained(store)) or self.complete:
+                return
+        raise StudyError(
+            "its runs were trained with other code: numbers would not compare "
+            f"({'; '.join(self.folder.changed)})",
+            where=str(self.folder.path),
+            fix="install those versions to go on, or begin anew with another --out; its report can be made",
+        )
+
+    def _trained(self, store: Store) -> bool:
+        if store.readings() or any(event["event"] == "done" for event in store.events()):
+            return True
+        points = (point for one in self.planned for point in one.points)
+        return any(self.run_of(self._training(p.cell), p.seed).result() for p in points)
 
     def _settled(self) -> None:
         """Decide nothing where too many runs of the last round have failed for reasons of their own.

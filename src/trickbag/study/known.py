@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from trickbag import plan as planning
 from trickbag.data.base import DataSet
@@ -18,6 +19,9 @@ from trickbag.study.jobs import Training, family, free_factors, share
 from trickbag.study.layout import BY_ARMS, Layout
 from trickbag.study.protocol import Cell, Point, Reading, Round, Seen
 from trickbag.study.spec import StudyFolder, StudySpec
+
+if TYPE_CHECKING:
+    from trickbag.engine.evaluate import Reader
 
 POINTS = 100.0
 
@@ -151,7 +155,8 @@ class Known:
         key = training.recipe.digest, seed
         if key not in self._names:
             recipe = self.compile(training.recipe).recipe
-            self._names[key] = run_id(recipe, self.data.facts, seed, self.spec.device)
+            code = self.folder.code
+            self._names[key] = run_id(recipe, self.data.facts, seed, self.spec.device, code)
         return Run(self.folder.runs / self._names[key])
 
     @cached_property
@@ -163,12 +168,19 @@ class Known:
         return self._read(self.arms[arm], seed, split)
 
     def _read(self, arm: Arm, seed: int, split: str) -> dict[str, float] | None:
-        from trickbag.engine.evaluate import Reader, main_readout
+        from trickbag.engine.evaluate import main_readout
 
-        run, plan = self.run_of(self._training(arm.cell), seed), self.compile(arm.recipe)
+        run = self.run_of(self._training(arm.cell), seed)
         if (run.result() or {}).get("status") != "finished":
             return None
-        return Reader(run, plan).known(main_readout(plan), split, self.data.facts)
+        plan = self.compile(arm.recipe)
+        return self.reader(run, arm).known(main_readout(plan), split, self.data.facts)
+
+    def reader(self, run: Run, arm: Arm) -> Reader:
+        """What reads an arm off a finished run."""
+        from trickbag.engine.evaluate import Reader
+
+        return Reader(run, self.compile(arm.recipe), code=self.folder.code)
 
     def reading(self, point: Point) -> Reading:
         """What is known of a point."""

@@ -117,10 +117,15 @@ def _counts(
     def steps(recipe: Recipe) -> int:
         return Context(recipe, facts).timeline.steps
 
-    runs = {(trained[p.cell][0], p.seed): trained[p.cell][1] for p in points}
+    runs: dict[tuple[int, int], Recipe] = {}
+    forked = 0.0
+    for one in rounds:
+        # Only runs of one round wait for each other.
+        new = {(trained[p.cell][0], p.seed): trained[p.cell][1] for p in one.points}
+        forked += _forked_epochs({key: recipe for key, recipe in new.items() if key not in runs}, facts)
+        runs |= new
     naive = sum(arms[p.cell].recipe.epochs for p in points)
     epochs = sum(recipe.epochs for recipe in runs.values())
-    forked = _forked_epochs(runs, facts)
     return {
         "arms": [arms[cell].name for cell in cells],
         "seeds": len(seeds),

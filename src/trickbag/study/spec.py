@@ -198,12 +198,45 @@ class StudyFolder:
             if self.spec().digest != spec.digest:
                 raise StudyError(f"{self.path} holds another study", fix="choose another --out")
             if self.runs != runs.resolve():
-                write_json(self.path / "study.json", {"spec": spec.plain(), "runs": str(runs.resolve())})
+                self._rewrite(runs=str(runs.resolve()))
             return
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "baseline.yaml", dump(spec.baseline))
         write_text(self.path / "candidate.yaml", dump(spec.candidate))
-        write_json(self.path / "study.json", {"spec": spec.plain(), "runs": str(runs.resolve())})
+        write_json(self.path / "study.json", {"spec": spec.plain(), "runs": str(runs.resolve())} | _made_by())
+
+    @property
+    def code(self) -> str:
+        """Version of the code that trains this study's runs: part of their names."""
+        return str(self._plain.get("code") or _made_by()["code"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that they are trained with, by name."""
+        return dict(self._plain.get("versions") or _made_by()["versions"])
+
+    @property
+    def changed(self) -> list[str]:
+        """What is not as it was when this study's runs were trained; nothing if numbers would be the same."""
+        made, here = self.versions, _made_by()
+        if self.code == here["code"]:
+            return []
+        names = sorted(made.keys() | here["versions"].keys())
+        pairs = [(name, made.get(name, "none"), here["versions"].get(name, "none")) for name in names]
+        found = [f"{name} was {then}, is {now}" for name, then, now in pairs if then != now]
+        return found or ["trickbag's own code was edited"]
+
+    def renew(self) -> None:
+        """Let the code at hand train this study's runs: none has been trained yet."""
+        self._rewrite(**_made_by())
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        path = self.path / "study.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def _rewrite(self, **values: Any) -> None:
+        write_json(self.path / "study.json", self._plain | values)
 
     def spec(self) -> StudySpec:
         """Read the question.
@@ -226,3 +259,9 @@ class StudyFolder:
     def store(self, *, readonly: bool = False) -> Store:
         """The study's database."""
         return Store(self.path, readonly=readonly)
+
+
+def _made_by() -> dict[str, Any]:
+    from trickbag.engine.run import code_version, versions
+
+    return {"code": code_version(), "versions": versions()}
