@@ -103,17 +103,18 @@ def _bars(out: Console, conduct: Conduct) -> Iterator[Callable[[Event], None]]:
 def _lines(out: Console, conduct: Conduct) -> Iterator[Callable[[Event], None]]:
     began = shown = time.monotonic()
     first: int | None = None
+    told = (0, 0)
 
     def show(event: Event) -> None:
-        nonlocal first, shown
+        nonlocal first, shown, told
         if event.kind == "status":
             return
         done, total = conduct.progress()
         first = done if first is None else first
         now = time.monotonic()
-        if event.kind != "done" or (done < total and now - shown < EVERY):
+        if event.kind != "done" or told == (done, total) or (done < total and now - shown < EVERY):
             return
-        shown = now
+        shown, told = now, (done, total)
         left = (total - done) * (now - began) / max(1, done - first)
         rest = f", about {duration(left)} left for these" if done < total else ""
         out.print(f"{_stage(conduct)}: {done} of {total} runs{rest}", soft_wrap=True, markup=False)

@@ -121,8 +121,11 @@ def behind(data: ReportData, factor: str) -> tuple[list[tuple[str, int]], list[t
 
 
 def arm_label(data: ReportData, name: str) -> str:
-    """What to call an arm."""
+    """What to call an arm: its label, unless it is the one that a reader looks for by its role."""
     arm = data.arm(name)
+    advised = data.recommendation is not None and name == data.recommendation.arm
+    if advised and name not in (data.baseline, data.candidate):
+        return "recommended"
     return name if arm is None else arm.label
 
 

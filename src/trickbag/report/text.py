@@ -22,16 +22,16 @@ def markdown(data: ReportData) -> str:
     level = f"{100 * (1 - data.alpha):g} %"
     said = verdict(data)
     lines = [
-        f"## {_escape(data.title)}",
+        f"## {escape(data.title)}",
         "",
-        f"**{_escape(said.headline)}**",
+        f"**{escape(said.headline)}**",
         "",
-        *(f"{_escape(claim)}\n" for claim in said.claims),
+        *(f"{escape(claim)}\n" for claim in said.claims),
         f"| Factor | Effect (points) | {level} interval | Holm p | Verdict |",
         "|:--|--:|:-:|--:|:--|",
     ]
     for effect in data.ranked:
-        cells = [_escape(data.label(effect.factor)), *_cells(effect)]
+        cells = [escape(data.label(effect.factor)), *_cells(effect)]
         lines.append(f"| {' | '.join(cells)} |")
     if data.comparisons:
         lines += [
@@ -40,7 +40,7 @@ def markdown(data: ReportData) -> str:
             "|:--|:--|--:|--:|:-:|--:|--:|",
         ]
         lines += [f"| {' | '.join(_compared(data, c))} |" for c in data.comparisons]
-    lines += ["", *(f"{_escape(sentence)}\n" for sentence in (*said.findings, *said.remarks))]
+    lines += ["", *(f"{escape(sentence)}\n" for sentence in (*said.findings, *said.remarks))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -79,8 +79,8 @@ def _cells(effect: Effect) -> tuple[str, str, str, str]:
 
 def _compared(data: ReportData, c: Comparison) -> list[str]:
     return [
-        _escape(f"{arm_label(data, c.plus)} − {arm_label(data, c.minus)}"),
-        _escape(c.split),
+        escape(f"{arm_label(data, c.plus)} − {arm_label(data, c.minus)}"),
+        escape(c.split),
         f"{len(c.pairs)}",
         points(c.difference),
         interval(c.low, c.high),
@@ -89,7 +89,7 @@ def _compared(data: ReportData, c: Comparison) -> list[str]:
     ]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that stays in its table cell and brings no markup along."""
     text = (
         " ".join(text.split())

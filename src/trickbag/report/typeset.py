@@ -131,7 +131,7 @@ def markdown_tables(data: ReportData) -> str:
 
 
 def _markdown(sheet: Sheet) -> str:
-    from trickbag.report.text import _escape as escape
+    from trickbag.report.text import escape
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(escape(cell) for cell in cells)} |"
