@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from contract import KINDS, MODEL, OPTIMIZER, Bench, compatible, fingerprint, recipe, required, rows, sample
 from trickbag import data
+from trickbag import plan as planning
+from trickbag.data.base import DataFacts
 from trickbag.engine import checkpoint
 from trickbag.engine.forks import Fork, find, forget_forks, forks_size, shared_steps
 from trickbag.engine.heartbeat import INTERVAL, Heartbeat, read_heartbeat
@@ -27,8 +29,11 @@ from trickbag.engine.run import Run
 from trickbag.engine.train import Status
 from trickbag.errors import PlanError
 from trickbag.plan import Plan
-from trickbag.recipe import Recipe
-from trickbag.study.forks import assign, kept_steps, saved_epochs, saved_steps
+from trickbag.recipe import Recipe, load
+from trickbag.recipe.read import published
+from trickbag.study.design import Arm
+from trickbag.study.forks import assign, kept_steps, saved_epochs
+from trickbag.study.jobs import share
 from trickbag.tricks import catalogue
 from trickbag.tricks.averaging import EMA, SWA
 from trickbag.tricks.base import Trick
@@ -167,7 +172,6 @@ def test_chains_of_forks_and_what_they_cost(bench: Bench) -> None:
     plans = {f"off {off}": bench.plan(chosen, 9) for off, chosen in enumerate(recipes)}
     found = assign(plans)
     assert found == {"off 1": ("off 0", 6), "off 2": ("off 0", 3)}
-    assert saved_steps(found) == 9
     assert saved_epochs(plans, found) == 3
     assert kept_steps(found) == {"off 0": (3, 6)}
     trunk = bench.train(recipes[0], 9, keep=(6,))
@@ -344,16 +348,16 @@ PLAIN = [
     for kind in ALONE
     if kind not in ("early_stopping", "mix_off", "freeze", "resolution_ramp", "step_decay")
 ]
-share = st.sampled_from([0.25, 0.5, 0.75, 1.0])
+part = st.sampled_from([0.25, 0.5, 0.75, 1.0])
 LATE: dict[str, st.SearchStrategy[Trick]] = {
     "mix_off": st.builds(MixOff, epochs=st.sampled_from([0.4, 1, 2, 5])),
-    "swa": st.builds(SWA, after=share, every=st.just(1 / 3), images=st.just(16)),
+    "swa": st.builds(SWA, after=part, every=st.just(1 / 3), images=st.just(16)),
     "ema": st.builds(EMA, decay=st.just(0.5), every=st.sampled_from([1, 2])),
     "bn_reestimation": st.just(BNReestimation(images=8)),
-    "constant_cooldown": st.builds(ConstantCooldown, cooldown=share),
+    "constant_cooldown": st.builds(ConstantCooldown, cooldown=part),
     "step_decay": st.builds(StepDecay, milestones=st.sampled_from([(1,), (2,), (1, 2)])),
     "freeze": st.builds(Freeze, epochs=st.sampled_from([0.7, 1, None])),
-    "resolution_ramp": st.builds(ResolutionRamp, start=st.just(0.7), until=share),
+    "resolution_ramp": st.builds(ResolutionRamp, start=st.just(0.7), until=part),
     "early_stopping": st.builds(EarlyStopping, patience=st.sampled_from([1, 3]), min_delta=st.just(0.3)),
     "tta_flip": st.just(TTAFlip()),
 }
@@ -436,6 +440,10 @@ def _best(shared: dict[tuple[str, str], int], names: list[str]) -> int:
     return best
 
 
+def _saved(assigned: dict[str, tuple[str, int]]) -> int:
+    return sum(steps for _, steps in assigned.values())
+
+
 def test_no_assignment_saves_more(bench: Bench) -> None:
     bags: list[tuple[Trick, ...]] = [
         (),
@@ -449,14 +457,31 @@ def test_no_assignment_saves_more(bench: Bench) -> None:
     plans["longer"] = replace(plans["1"], timeline=replace(plans["1"].timeline, steps=15))
     shared = {(a, b): shared_steps(plans[a], plans[b]) for a in plans for b in plans if a != b}
     found = assign(plans)
-    assert saved_steps(found) == _best(shared, list(plans))
+    assert _saved(found) == _best(shared, list(plans))
     assert len(plans) - len(found) == 1
     for name, (trunk, steps) in found.items():
         assert shared[trunk, name] == steps
         assert found.get(trunk, ("", 0))[1] < steps, "a run leaves what it has trained itself"
     assert not {name for name, (_, steps) in assign(plans, least=10).items() if steps < 10}
     backward = assign(dict(reversed(plans.items())))
-    assert saved_steps(backward) == saved_steps(found)
+    assert _saved(backward) == _saved(found)
+
+
+def test_what_the_graph_saves_of_the_ladder_of_torchvision() -> None:
+    """13 rungs; why it cannot be more than that is in docs/log.md."""
+    facts = DataFacts("x", ("a", "b"), 3, {"train": 10_000, "selection": 9, "test": 9}, (32, 32), "f")
+    arms = [Arm(name, (), load(name)) for name in published() if name.startswith("tv_")]
+    assert len(arms) == 13
+    trainings = share(arms)
+    plans = {t.arms[0]: planning.compile(t.recipe, facts, probe=False) for t in trainings}
+    naive = sum(arm.recipe.epochs for arm in arms)
+    shared = sum(plan.recipe.epochs for plan in plans.values())
+    least = min(plan.timeline.steps_per_epoch for plan in plans.values())
+    forked = saved_epochs(plans, assign(plans, least=least))
+    assert (naive, shared) == (6270, 5070)
+    assert {"tv_ema", "tv_resize", "tv_fixres"} in [set(t.arms) for t in trainings]
+    # 90 and 600 epochs of one cosine have no more in common than their warmup.
+    assert forked == pytest.approx(6, abs=0.2)
 
 
 def test_assigning_needs_no_torch() -> None:

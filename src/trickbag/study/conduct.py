@@ -18,7 +18,7 @@ from trickbag.study import costs as costing
 from trickbag.study.costs import Cost
 from trickbag.study.design import Arm
 from trickbag.study.executor import Event, Executor
-from trickbag.study.forks import assign
+from trickbag.study.forks import assign, kept_steps
 from trickbag.study.jobs import Training
 from trickbag.study.known import POINTS
 from trickbag.study.mending import damage, set_aside
@@ -186,7 +186,8 @@ class Conduct(Timed):
             for name, (trunk, step) in trunks.items():
                 fork = Fork(str(runs[trunk].path), step)
                 found[name] = replace(found[name], fork=fork, after=trunk, ready=str(fork.path))
-                found[trunk] = replace(found[trunk], keep=tuple(sorted({*found[trunk].keep, step})))
+            for trunk, steps in kept_steps(trunks).items():
+                found[trunk] = replace(found[trunk], keep=steps)
         return list(found.values())
 
     def run(self, executor: Executor, threads: int, listen: Listener) -> bool:

@@ -51,13 +51,8 @@ def assign(plans: Mapping[str, Plan], *, least: int = 1) -> dict[str, tuple[str,
     return found
 
 
-def saved_steps(assigned: Mapping[str, tuple[str, int]]) -> int:
-    """Updates that need not be computed, given what :func:`assign` returns."""
-    return sum(steps for _, steps in assigned.values())
-
-
 def saved_epochs(plans: Mapping[str, Plan], assigned: Mapping[str, tuple[str, int]]) -> float:
-    """The same in epochs of each plan."""
+    """Epochs, of each plan, that need not be trained, given what :func:`assign` returns."""
     return sum(steps / plans[name].timeline.steps_per_epoch for name, (_, steps) in assigned.items())
 
 

@@ -142,7 +142,7 @@ def _counts(
 def _forked_epochs(runs: dict[tuple[int, int], Recipe], facts: DataFacts) -> float:
     """Epochs that runs need not train because another one begins alike."""
     from trickbag.plan import Plan
-    from trickbag.study.forks import assign
+    from trickbag.study.forks import assign, saved_epochs
 
     saved = 0.0
     known: dict[tuple[int, ...], float] = {}
@@ -155,10 +155,7 @@ def _forked_epochs(runs: dict[tuple[int, int], Recipe], facts: DataFacts) -> flo
                 for number, recipe in recipes.items()
             }
             least = min(plan.timeline.steps_per_epoch for plan in plans.values())
-            trunks = assign(plans, least=least)
-            known[key] = sum(
-                step / plans[name].timeline.steps_per_epoch for name, (_, step) in trunks.items()
-            )
+            known[key] = saved_epochs(plans, assign(plans, least=least))
         saved += known[key]
     return saved
 
