@@ -10,7 +10,7 @@ from typing import Any, Literal
 from trickbag.errors import StudyError
 from trickbag.study.statistics import Analysis, Effect
 
-Status = Literal["finished", "diverged", "failed"]
+Status = Literal["finished", "diverged", "failed", "pending"]
 
 DESIGNS = {
     "ladder": "ladder: factors are added one after another, each rung judged against the one below",
@@ -30,7 +30,7 @@ class RunResult:
     Attributes:
         seed: its seed.
         run_id: content address of the run.
-        status: finished, diverged or failed.
+        status: finished, diverged, failed, or pending: decided, and not ended yet.
         value: primary metric on the selection split in points; None without one.
         metrics: everything else that was measured, by name.
         seconds: wall time of training and evaluation.
@@ -40,6 +40,7 @@ class RunResult:
         costs: ``training_seconds``, ``inference_ms`` (an image, on the study's device), ``memory_mb`` (peak
             of the process), ``epochs`` (trained for this run alone), as far as measured.
         stage: round of the study that asked for it first.
+        sealed: primary metric on the sealed split in points; None unless the study has opened it.
     """
 
     seed: int
@@ -53,6 +54,7 @@ class RunResult:
     transductive: bool = False
     costs: dict[str, float] = field(default_factory=dict)
     stage: str = ""
+    sealed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class ReportData:
-    """A finished study, ready to be shown.
+    """What a study has found so far, ready to be shown.
 
     Attributes:
         title: heading.
@@ -270,9 +272,10 @@ class ReportData:
         factors: what was switched, by key.
         metric: name of the primary metric.
         confirm: result on the sealed split; None while it is sealed.
-        plan: figures of the plan: ``runs``, ``trained``, ``shared``, ``seconds_estimated``,
-            ``seconds_actual``, ``detectable``, or others. Keys that begin with ``seconds``
-            are shown as durations.
+        plan: figures of the plan: ``results`` (an arm and a seed each), ``training_runs`` (that these are read
+            off, those of other studies included), ``epochs_naive`` (if each result were trained by itself),
+            ``epochs_trained``, ``budget``, ``seconds_estimated``, ``seconds_actual``, or others. Keys that
+            begin with ``seconds`` are shown as durations.
         provenance: code version, data fingerprint, data facts, seeds, hardware, versions, command.
         recipes: YAML by name.
         metrics: what can be shown in place of the primary metric, costs included; the primary one first.
@@ -288,6 +291,7 @@ class ReportData:
         openings: every look at the sealed split.
         residuals: of the model behind ``analysis``.
         aliases: what the design cannot tell apart, a sentence each.
+        unfinished: how far the study is and how to go on, in a sentence; empty once it is complete.
     """
 
     title: str
@@ -316,6 +320,7 @@ class ReportData:
     openings: list[Opening] = field(default_factory=list)
     residuals: list[Residual] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
+    unfinished: str = ""
 
     def arm(self, name: str) -> ArmResult | None:
         """The arm of that name, if it was run."""
