@@ -191,10 +191,12 @@ class Auto:
         left = _budget(question) - question.spent([one.round for one in seen])
         start = _fresh(question, seen)
         arms = [arm for arm in dict.fromkeys((BASELINE, final, question.all_on)) if _can(question, arm)]
-        for tried in (arms, [arm for arm in arms if arm in (BASELINE, final)]):
+        pair = [arm for arm in arms if arm in (BASELINE, final)]
+        # One seed has no interval: two seeds of two recipes say more than one of three.
+        for tried, least in ((arms, 2), (pair, 2), (arms, 1), (pair, 1)):
             price = sum(map(question.cost, {arm - question.free for arm in tried}))
             seeds = MOST_SEEDS if price <= 0 else min(MOST_SEEDS, int(left / price + 1e-9))
-            if len(tried) > 1 and seeds > 0:
+            if len(tried) > 1 and seeds >= least:
                 points = tuple(Point(arm, start + i) for i in range(seeds) for arm in tried)
                 return Round("confirm", points, points, {**_told(model, final), "seeds": seeds})
         return None
@@ -220,9 +222,10 @@ class Auto:
         gain, sd = model.difference(cell, BASELINE)
         reach = NormalDist().inv_cdf(1 - question.alpha / 2) * sd
         known = _raced(question, seen)
+        raced = any(one.round.stage == "refine" for one in seen)
         limit = self._limit(question) if known else math.inf
         reasons = {
-            key: _reason(key in cell, mean, sd, known.get(key), limit)
+            key: _reason(key in cell, mean, sd, known.get(key), limit if raced else None)
             for key, (mean, sd) in model.flips(cell).items()
         }
         return Recommended(cell, gain, gain - reach, gain + reach, question.multiple(cell), reasons)
@@ -262,13 +265,18 @@ def expected_regret(mean: float, sd: float) -> float:
     return sd * (math.exp(-z * z / 2) / math.sqrt(2 * math.pi) - z * math.erfc(z / math.sqrt(2)) / 2)
 
 
-def _reason(on: bool, mean: float, sd: float, standing: Standing | None, limit: float) -> str:
-    """Why a factor is in or out, in a sentence; ``mean`` and ``sd`` are of switching it."""
+def _reason(on: bool, mean: float, sd: float, standing: Standing | None, limit: float | None) -> str:
+    """Why a factor is in or out, in a sentence; ``mean`` and ``sd`` are of switching it.
+
+    ``limit`` is None where nothing was raced.
+    """
     effect = -mean if on else mean
     sure = 0.5 * math.erfc(-abs(effect) / (sd * math.sqrt(2))) if sd > 0 else 1.0
     does = "adds" if effect >= 0 else "costs"
     text = f"{'in' if on else 'out'}: here it {does} {abs(effect):.2f} ± {sd:.2f} points"
     text += f" ({'more than 99' if sure > 0.99 else f'{100 * sure:.0f}'} % sure of the sign)"
+    if limit is None:
+        return text
     if standing is None or abs(standing.z) < limit:
         return text + "; the race did not resolve it"
     average = "helpful" if standing.z > 0 else "harmful"

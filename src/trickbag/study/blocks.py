@@ -6,7 +6,7 @@ Runs that diverged are no part of the model. A contrast that has some is judged 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -213,15 +213,19 @@ class Table:
         diverged: bool ``(arms, seeds)``.
         affected: for each arm, whether a run of it diverged.
         direction: 1, or -1 where lower is better.
-        worst: what a diverged run counts as: the lowest value, or the highest where lower is better; NaN if
-            no run has a value.
+        worst: what a diverged run counts as: the lowest value, or the highest where lower is better, with
+            ``others``, of runs outside the table, included; NaN if no run has a value.
         missing: ``(arm, seed)`` of each run that neither has a value nor diverged.
         twins: for each arm, the first one with bit-identical values.
         fit: block model of ``y``.
     """
 
     def __init__(
-        self, values: Values, diverged: Collection[tuple[str, int]] = (), higher_is_better: bool = True
+        self,
+        values: Values,
+        diverged: Collection[tuple[str, int]] = (),
+        higher_is_better: bool = True,
+        others: Iterable[float] = (),
     ) -> None:
         import numpy as np
 
@@ -238,7 +242,8 @@ class Table:
         self.affected: list[bool] = [any(row) for row in self.diverged.tolist()]
         self.direction = 1 if higher_is_better else -1
         finished = self.y[np.isfinite(self.y)]
-        self.worst = float(self.direction * (self.direction * finished).min()) if len(finished) else math.nan
+        known = self.direction * np.array([*finished.tolist(), *others])
+        self.worst = float(self.direction * known.min()) if len(known) else math.nan
         self.twins = find_twins(self.y)
         self.fit = BlockFit(self.y, self.twins)
 

@@ -115,11 +115,12 @@ class Findings:
                 overall=overall,
                 diverged=tuple(one for one in self._diverged if one[0] in ends) if primary else (),
                 higher_is_better=up,
+                others=[v for runs in values.values() for v in runs.values() if v is not None],
             )
             found = Analysis(
                 effects=tuple(_with_bootstrap(e, fit.bootstrap) for e in fit.effects) if fit else (),
                 sd_paired=None if fit is None or fit.sd is None else math.sqrt(2) * fit.sd,
-                sd_unpaired=whole.sd_unpaired,
+                sd_unpaired=None if fit is None else fit.sd_unpaired,
                 correlation=fit.correlation if fit else None,
                 heteroscedastic=False,
                 heteroscedastic_p=None,
@@ -135,7 +136,8 @@ class Findings:
                 delta=spec.delta,
                 overall=whole.overall,
             )
-        return found
+        pending = {(a.name, r.seed) for a in self.arms.values() for r in a.runs if r.status == "pending"}
+        return replace(found, missing=tuple(run for run in found.missing if run not in pending))
 
     def _judged(self, metric: Metric, values: Mapping[str, Mapping[int, float | None]]) -> list[Reading]:
         """Readings of the fixed part of the design: claims must not come from points chosen by results."""
@@ -218,9 +220,11 @@ class Findings:
     def chances(self) -> dict[str, float]:
         """Probability that a run with a factor beats the run of the same seed without it."""
         analysis = self.analysis
+        free = self._primary_fit.within_sd if self._primary_fit else {}
+        pooled = None if analysis.heteroscedastic else analysis.sd_paired
         found = {}
         for effect in analysis.effects:
-            chance = chance_of(effect, None if analysis.heteroscedastic else analysis.sd_paired)
+            chance = chance_of(effect, free.get(effect.factor, pooled))
             if chance is not None:
                 found[effect.factor] = chance
         return found

@@ -64,6 +64,7 @@ class FactorFit:
         df: its degrees of freedom.
         sd: its square root.
         block_sd: standard deviation between seeds; None with one seed.
+        within_sd: by free factor, the standard deviation over runs of what it changes within a run.
         correlation: of two runs with one seed.
         method: the method in words, fit for a paper.
         divergence: counts by trained factor; empty if no run diverged.
@@ -83,6 +84,14 @@ class FactorFit:
     method: str
     divergence: dict[str, Divergence] = field(default_factory=dict)
     bootstrap: dict[str, tuple[float, float]] = field(default_factory=dict)
+    within_sd: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sd_unpaired(self) -> float | None:
+        """Standard deviation of the difference of two runs with different seeds."""
+        if self.sd is None or self.block_sd is None:
+            return None
+        return math.sqrt(2) * math.hypot(self.sd, self.block_sd)
 
 
 def fit_factors(
@@ -134,7 +143,7 @@ def fit_factors(
             expected="levels between 0 and 0.5 (alpha) and 0 and 1 (q), and a margin of zero or more points",
         )
     fitted = model(runs.x.tobytes(), runs.x.shape[1], runs.block, pairs)
-    within, free_pairs = _fit_within(runs, np.isfinite(fitted.scale), alpha, pairs, draws)
+    within, free_pairs, within_sd = _fit_within(runs, np.isfinite(fitted.scale), alpha, pairs, draws)
     y = runs.means(dict(zip(within.keys, within.value, strict=True)))
     error = fitted.judge_by(y)
     mse = float(error.mse(y)) if error.df > 0 else math.nan
@@ -178,6 +187,7 @@ def fit_factors(
         method=_method(runs, fitted, error, within, alpha, delta, draws),
         divergence=divergence,
         bootstrap=intervals,
+        within_sd=within_sd,
     )
 
 
@@ -200,7 +210,7 @@ def _reader(settings: tuple[tuple[bool, ...], ...], crossed: bool) -> Floats | N
 
 def _fit_within(
     runs: Runs, told_apart: NDArray[Any], alpha: float, pairs: bool, draws: int
-) -> tuple[Estimates, list[Pair]]:
+) -> tuple[Estimates, list[Pair], dict[str, float]]:
     """Free factors: one difference for each run, so that its noise cannot pass for that of many."""
     import numpy as np
     from scipy.special import stdtrit
@@ -208,7 +218,7 @@ def _fit_within(
     size = len(runs.free)
     nothing = Estimates(runs.free, np.full(size, np.nan), np.full(size, np.nan), [0] * size)
     if not size:
-        return nothing, []
+        return nothing, [], {}
     patterns = runs.patterns()
     crossed = pairs and size > 1 and all(v is None or _reader(p, True) is not None for p, v in patterns)
     rows, kept = [], []
@@ -218,8 +228,9 @@ def _fit_within(
             rows.append(reader @ np.array(values))
             kept.append(i)
     if not rows:
-        return nothing, []
+        return nothing, [], {}
     d = np.array(rows)
+    spread = d[:, :size].std(0, ddof=1).tolist() if len(d) > 1 else []
     names = [key for key, told in zip(runs.trained, told_apart, strict=True) if told]
     x = runs.x[kept][:, told_apart]
     solve, scale, error = centered(x.tobytes(), x.shape[1], len(d))
@@ -253,7 +264,8 @@ def _fit_within(
         unit = 2.0 if row else 1.0
         half_width = unit * t * float(se[row, column])
         found.append(_pair(first, second, unit * float(coefficients[row, column]), half_width))
-    return Estimates(runs.free, coefficients[0, :size], se[0, :size], [df] * size, half), found
+    effects = Estimates(runs.free, coefficients[0, :size], se[0, :size], [df] * size, half)
+    return effects, found, dict(zip(runs.free, spread, strict=False))
 
 
 def _trained_pairs(

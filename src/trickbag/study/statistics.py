@@ -136,6 +136,7 @@ def analyze(
     overall: Contrast | None = None,
     diverged: Collection[tuple[str, int]] = (),
     higher_is_better: bool = True,
+    others: Collection[float] = (),
 ) -> Analysis:
     """Judge every contrast of a study.
 
@@ -157,13 +158,14 @@ def analyze(
         overall: candidate against baseline, judged by itself.
         diverged: ``(arm, seed)`` of runs that diverged, whatever ``values`` has for them.
         higher_is_better: which sign of an effect is called helping, and which end of the table is the worst.
+        others: values of the study's runs that are not in the table: the worst may be among them.
 
     Raises:
         StudyError: a contrast or ``diverged`` names an unknown arm, a factor comes twice, or alpha or delta
             is out of range.
     """
     _check(values, contrasts, alpha, delta, overall, diverged)
-    table = Table(values, diverged, higher_is_better)
+    table = Table(values, diverged, higher_is_better, others)
     fit = table.fit
     ends = [(table.rows[c.plus], table.rows[c.minus]) for c in contrasts]
     check_p = equal_noise_p(table.y, table.twins, ends)
