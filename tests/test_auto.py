@@ -99,6 +99,8 @@ def test_what_it_promises_for_any_study(case: tuple[Question, int]) -> None:
         seeds = {point.seed for point in one.points}
         if one.stage in ("refine", "confirm"):
             assert not seeds & used
+        if one.stage == "confirm":
+            assert len({point.cell for point in one.points}) == 2 or len(seeds) >= 4
         used |= seeds
         json.dumps(one.why, allow_nan=False)
     again = Auto()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -172,7 +173,16 @@ def test_a_study_measures_every_arm_and_opens_the_test_split_once(unbroken: Repo
     assert unbroken.confirm is not None
     assert unbroken.confirm.n == 3
     assert len(unbroken.confirm.opened) == 1
-    assert unbroken.plan["shared"] == 6
+    results, runs = unbroken.plan["results"], unbroken.plan["training_runs"]
+    assert isinstance(results, int)
+    assert isinstance(runs, int)
+    assert results - runs == 6
+    assert not unbroken.unfinished
+    for arm in unbroken.arms:
+        sealed = [run.sealed for run in arm.runs if run.sealed is not None]
+        mean = {"baseline": unbroken.confirm.baseline, "candidate": unbroken.confirm.candidate}.get(arm.name)
+        assert len(sealed) == (0 if mean is None else 3)
+        assert mean is None or sum(sealed) / 3 == pytest.approx(mean)
 
 
 def test_a_passive_factor_is_measured_from_the_shared_run(unbroken: ReportData) -> None:
@@ -388,6 +398,63 @@ def test_the_test_split_stays_sealed_without_a_pair(spec: StudySpec, tmp_path: P
     assert confirm.n == 2
     assert confirm.candidate - confirm.baseline == pytest.approx(confirm.difference, abs=1e-9)
     assert {job.seed for job in conduct.pending(threads=1)} == {1}
+
+
+def test_a_diverged_run_loses_its_seed_on_the_sealed_split(spec: StudySpec, tmp_path: Path) -> None:
+    """Only comparing the seeds that went well would flatter a recipe that sometimes diverges."""
+    small = spec.model_copy(update={"candidate": recipe(Mixup()), "seeds": (0, 1, 2)})
+    conduct = api.prepare_study(small, tmp_path / "study", tmp_path / "runs")
+    for job in conduct.pending(threads=1):
+        worker._train(job, lambda message: None)
+    path = conduct.run_of(conduct.training_of("candidate"), 1).path / "result.json"
+    result = json.loads(path.read_text())
+    diagnosis = {"loss": "nan", "step": 3}
+    path.write_text(json.dumps(result | {"status": "diverged", "diagnosis": diagnosis}))
+    again = api.prepare_study(small, tmp_path / "study", tmp_path / "runs")
+    again.rounds.extend(again.planned)
+    with again.folder.store() as store:
+        store.decide(again.rounds[0])
+        for job in again._confirmation(threads=1, store=store):
+            worker._train(job, lambda message: None)
+        opened = {(arm, seed) for row in store.openings() for arm in row["arms"] for seed in row["seeds"]}
+    ends = [(arm, seed) for arm in ("baseline", "candidate") for seed in (0, 1, 2)]
+    assert opened == {one for one in ends if one != ("candidate", 1)}
+    data = collect(again)
+    assert data.confirm is not None
+    assert data.confirm.n == 3
+    assert data.confirm.low is None
+    sealed = {(a.name, r.seed): r.sealed for a in data.arms for r in a.runs}
+    worst = min(value for value in sealed.values() if value is not None)
+    values = [worst if sealed["candidate", s] is None else sealed["candidate", s] for s in (0, 1, 2)]
+    known = [
+        v - b
+        for v, s in zip(values, (0, 1, 2), strict=True)
+        if (b := sealed["baseline", s]) is not None and v is not None
+    ]
+    assert data.confirm.difference == pytest.approx(sum(known) / 3)
+
+
+def test_an_unfinished_study_claims_nothing(
+    spec: StudySpec, unbroken: ReportData, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    runs = tmp_path / "copy" / "runs"
+    study = api.prepare_study(spec, tmp_path / "copy" / "study", runs)
+    gone = study.run_of(study.training_of("candidate"), 1)
+    shutil.rmtree(gone.path)
+    data = collect(api.prepare_study(spec, tmp_path / "copy" / "study", runs))
+    total = unbroken.plan["training_runs"]
+    assert isinstance(total, int)
+    assert data.unfinished.startswith(f"{total - 1} of the {total} training runs")
+    assert f"trickbag study resume {tmp_path}" in data.unfinished
+    lost = {(a.name, r.seed) for a in data.arms for r in a.runs if r.status == "pending"}
+    assert ("candidate", 1) in lost
+    assert not lost & set(data.analysis.missing)
+    assert data.plan["training_runs"] == total - 1
+    assert {e.verdict for e in data.analysis.effects} == {"undetected"}
+    assert all(e.p_holm is None for e in data.analysis.effects)
+    assert any(e.estimate is not None for e in data.analysis.effects)
+    assert "nothing is claimed" in data.analysis.method
 
 
 def test_the_cost_of_an_evaluation_is_that_of_one(

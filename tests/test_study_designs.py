@@ -24,11 +24,13 @@ from trickbag.study.spec import Budget, StudyFolder, StudySpec
 from trickbag.tricks.augmentation import RandomFlip
 from trickbag.tricks.averaging import EMA
 from trickbag.tricks.color import Normalize
+from trickbag.tricks.distillation import Distillation
 from trickbag.tricks.inference import TTAFlip
 from trickbag.tricks.losses import LabelSmoothing
 from trickbag.tricks.mixing import CutMix, Mixup
 from trickbag.tricks.optimization import SGD
 from trickbag.tricks.schedules import CosineDecay
+from trickbag.tricks.sources import Source
 
 
 def recipe(*tricks: Any, **values: Any) -> Recipe:
@@ -56,8 +58,8 @@ def test_a_screen_judges_every_factor_by_all_runs(images: DataSpec, tmp_path: Pa
     assert all(e.estimate is not None for e in report.analysis.effects)
     # Three factors are trained: four runs and their mirror images, baseline and candidate with both seeds.
     runs = {run.run_id for arm in report.arms for run in arm.runs}
-    assert report.plan["trained"] == len(runs) == len(list((tmp_path / "runs").iterdir())) <= 10
-    assert report.plan["shared"] == report.plan["runs"] - len(runs) > 0
+    assert report.plan["training_runs"] == len(runs) == len(list((tmp_path / "runs").iterdir())) <= 10
+    assert report.plan["results"] == sum(len(arm.runs) for arm in report.arms) > len(runs)
     assert report.residuals
     assert report.recommendation is not None
     assert sum(report.attribution.values()) == pytest.approx(report.recommendation.gain, abs=1e-6)
@@ -279,6 +281,34 @@ def test_mistakes_in_python_are_named(
             recipe(), recipe(Mixup()), images, out=tmp_path / "s", runs=tmp_path / "r", device="cpu", **values
         )
     assert not (tmp_path / "s").exists()
+
+
+def test_a_teacher_counts_in_a_budget_of_time(images: DataSpec, tmp_path: Path) -> None:
+    taught = recipe(Distillation(teacher=Source(recipe=recipe(epochs=20).data())), epochs=2)
+    conduct = api.make_study(
+        recipe(epochs=2),
+        taught,
+        images,
+        design="one-at-a-time",
+        budget="1h",
+        workers=1,
+        out=tmp_path / "study",
+        runs=tmp_path / "runs",
+        device="cpu",
+    )
+
+    class Timing:
+        workers = 1
+
+        def run(self, jobs: Any, on_event: Any) -> bool:
+            for job in jobs:
+                detail = {"step": 0.1, "evaluation": 0.0, "overhead": 0.0}
+                on_event(Event("done", job, detail))
+            return True
+
+    assert len(conduct.measure_costs(Timing(), 1, lambda event: None)) == 3
+    alone, both = (conduct.seconds(frozenset(keys)) for keys in ((), ("distillation",)))
+    assert both == pytest.approx(11 * alone)
 
 
 def test_a_study_killed_before_its_first_run_goes_on(images: DataSpec, tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ class Metric:
     Attributes:
         name: key in ``RunResult.metrics`` or ``RunResult.costs``; the primary one is ``RunResult.value``.
         label: for people, with the unit.
-        scale: what a stored number is multiplied by to be shown (100 for fractions shown in points).
+        scale: what a stored number is multiplied by to be shown (100 for fractions shown in points); of the
+            primary metric too, which run directories hold as a fraction and ``RunResult.value`` in points.
         higher_is_better: None if neither is.
     """
 
@@ -202,6 +203,7 @@ class Comparison:
         p_holm: after Holm's correction over the comparisons of its split.
         chance: probability that a new run of plus beats a new run of minus with the same seed.
         pairs: ``(seed, difference)``.
+        note: why an interval is missing, how many runs diverged, or what else to know.
     """
 
     plus: str
@@ -216,6 +218,7 @@ class Comparison:
     p_holm: float | None
     chance: float | None
     pairs: list[tuple[int, float]] = field(default_factory=list)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,9 +275,9 @@ class ReportData:
         factors: what was switched, by key.
         metric: name of the primary metric.
         confirm: result on the sealed split; None while it is sealed.
-        plan: figures of the plan: ``results`` (an arm and a seed each), ``training_runs`` (that these are read
-            off, those of other studies included), ``epochs_naive`` (if each result were trained by itself),
-            ``epochs_trained``, ``budget``, ``seconds_estimated``, ``seconds_actual``, or others. Keys that
+        plan: figures of the plan: ``results`` (an arm and a seed each), ``training_runs`` (that these are
+            read off, those of other studies included), ``epochs_naive`` (if each result were trained by
+            itself), ``epochs_trained``, ``budget``, ``seconds_estimated``, ``seconds_actual``, or others. Keys that
             begin with ``seconds`` are shown as durations.
         provenance: code version, data fingerprint, data facts, seeds, hardware, versions, command.
         recipes: YAML by name.

@@ -28,6 +28,8 @@ TIE = 0.02
 """Points that a factor must be worth to be in the recommended recipe."""
 WORTH = 0.01
 """Points that are expected to be lost by deciding now, below which a flip is not raced."""
+ENOUGH_SEEDS = 4
+"""Seeds of the confirmation from which the candidate takes part in it too."""
 MOST_SEEDS = 200
 
 
@@ -192,8 +194,8 @@ class Auto:
         start = _fresh(question, seen)
         arms = [arm for arm in dict.fromkeys((BASELINE, final, question.all_on)) if _can(question, arm)]
         pair = [arm for arm in arms if arm in (BASELINE, final)]
-        # One seed has no interval: two seeds of two recipes say more than one of three.
-        for tried, least in ((arms, 2), (pair, 2), (arms, 1), (pair, 1)):
+        # With few seeds the one comparison that matters most gets them all.
+        for tried, least in ((arms, ENOUGH_SEEDS), (pair, 1), (arms, 1)):
             price = sum(map(question.cost, {arm - question.free for arm in tried}))
             seeds = MOST_SEEDS if price <= 0 else min(MOST_SEEDS, int(left / price + 1e-9))
             if len(tried) > 1 and seeds >= least:
@@ -268,16 +270,16 @@ def expected_regret(mean: float, sd: float) -> float:
 def _reason(on: bool, mean: float, sd: float, standing: Standing | None, limit: float | None) -> str:
     """Why a factor is in or out, in a sentence; ``mean`` and ``sd`` are of switching it.
 
-    ``limit`` is None where nothing was raced.
+    ``limit`` is None where nothing was raced, ``standing`` for a factor that cost no training.
     """
     effect = -mean if on else mean
     sure = 0.5 * math.erfc(-abs(effect) / (sd * math.sqrt(2))) if sd > 0 else 1.0
     does = "adds" if effect >= 0 else "costs"
     text = f"{'in' if on else 'out'}: here it {does} {abs(effect):.2f} ± {sd:.2f} points"
     text += f" ({'more than 99' if sure > 0.99 else f'{100 * sure:.0f}'} % sure of the sign)"
-    if limit is None:
+    if limit is None or standing is None:
         return text
-    if standing is None or abs(standing.z) < limit:
+    if abs(standing.z) < limit:
         return text + "; the race did not resolve it"
     average = "helpful" if standing.z > 0 else "harmful"
     return text + f"; over all recipes that it was tried in, the race resolved it as {average}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import statistics as plain
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from trickbag.engine.device import available_cores
 from trickbag.engine.evaluate import RAW, main_readout
 from trickbag.engine.files import write_text
 from trickbag.engine.run import Run
-from trickbag.errors import StudyError
+from trickbag.errors import StudyError, TrickbagError
 from trickbag.recipe.diff import describe
 from trickbag.recipe.read import dump
 from trickbag.report.content import (
@@ -27,6 +27,7 @@ from trickbag.report.content import (
     ReportData,
     RunResult,
     Stage,
+    Status,
 )
 from trickbag.study.conduct import Conduct
 from trickbag.study.costs import whole_seconds
@@ -35,7 +36,7 @@ from trickbag.study.findings import Findings
 from trickbag.study.jobs import Training
 from trickbag.study.known import POINTS
 from trickbag.study.protocol import Reading, Round
-from trickbag.study.statistics import paired
+from trickbag.study.statistics import Contrast, analyze
 from trickbag.study.store import covered_by
 from trickbag.study.telling import summarize
 
@@ -52,7 +53,7 @@ METRICS = {
         Metric("training_seconds", "training time, s", 1.0, False),
         Metric("inference_ms", "inference time, ms an image", 1.0, False),
         Metric("memory_mb", "peak memory, MB", 1.0, False),
-        Metric("epochs", "epochs trained", 1.0, None),
+        Metric("epochs", "epochs trained anew", 1.0, None),
     )
 }
 
@@ -116,7 +117,7 @@ class _Collector:
         conduct, spec, layout = self.conduct, self.conduct.spec, self.conduct.layout
         arms = [self.arm(arm) for arm in conduct.arms.values()]
         metrics = self.metrics(arms)
-        findings = Findings(conduct, {arm.name: arm for arm in arms}, metrics, covered_by(self.openings))
+        findings = Findings(conduct, {arm.name: arm for arm in arms}, metrics, self.covered)
         return ReportData(
             title=spec.title or f"{len(layout.factors)} factors on {conduct.data.facts.name}, {spec.design}",
             data_name=conduct.data.facts.name,
@@ -153,12 +154,36 @@ class _Collector:
             openings=[Opening(row["time"], row["split"], row["arms"], row["seeds"]) for row in self.openings],
             residuals=findings.residuals,
             aliases=findings.aliases,
+            unfinished=self.unfinished(arms),
         )
+
+    def unfinished(self, arms: Sequence[ArmResult]) -> str:
+        """How far the study is, and how to go on, in a sentence; nothing if it is complete."""
+        conduct = self.conduct
+        pending = any(run.status == "pending" for arm in arms for run in arm.runs)
+        if conduct.rounds and not pending and not conduct.confirmation_pending and not self.undecided:
+            return ""
+        done, total = conduct.progress()
+        decided = f"{done} of the {total} training runs that have been decided have ended"
+        return f"{decided}; go on with: trickbag study resume {shlex.quote(str(conduct.folder.path))}"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the design would ask for more."""
+        try:
+            return self.conduct.propose() is not None
+        except TrickbagError:
+            return True
 
     @cached_property
     def openings(self) -> list[dict[str, Any]]:
         with self.conduct.folder.store(readonly=True) as store:
             return store.openings()
+
+    @cached_property
+    def covered(self) -> set[tuple[str, int]]:
+        """Arms and seeds whose numbers on the sealed split have been opened."""
+        return covered_by(self.openings)
 
     @cached_property
     def failures(self) -> dict[str, str]:
@@ -201,11 +226,17 @@ class _Collector:
             message = f"loss {result['diagnosis']['loss']} at step {result['diagnosis']['step']}"
             return RunResult(seed, run.id, "diverged", None, {}, seconds, curve, message, told, costs, stage)
         if metrics is None:
-            message = self.failures.get(f"{conduct.title(training)}, seed {seed}", "has not been run")
-            return RunResult(seed, run.id, "failed", None, {}, seconds, curve, message, stage=stage)
+            failure = self.failures.get(f"{conduct.title(training)}, seed {seed}")
+            status: Status = "failed" if failure else "pending"
+            message = failure or "has not ended"
+            return RunResult(seed, run.id, status, None, {}, seconds, curve, message, stage=stage)
         rest = {name: value for name, value in metrics.items() if name != metric}
         value = POINTS * metrics[metric]
-        return RunResult(seed, run.id, "finished", value, rest, seconds, curve, "", told, costs, stage)
+        opened = conduct.read(arm.name, seed, "test") if (arm.name, seed) in self.covered else None
+        sealed = POINTS * opened[metric] if opened else None
+        return RunResult(
+            seed, run.id, "finished", value, rest, seconds, curve, "", told, costs, stage, sealed
+        )
 
     def costs(self, arm: Arm, run: Run, result: dict[str, Any] | None) -> dict[str, float]:
         if result is None:
@@ -243,19 +274,24 @@ class _Collector:
 
     def confirmation(self, findings: Findings) -> Confirmation | None:
         conduct = self.conduct
-        final, covered = findings.final, covered_by(self.openings)
+        final = findings.final
 
         def values(arm: str) -> dict[int, float | None]:
-            seeds = (seed for name, seed in covered if name == arm)
+            seeds = (seed for name, seed in self.covered if name == arm)
             found = {seed: conduct.read(arm, seed, "test") for seed in sorted(seeds)}
             return {seed: POINTS * m[conduct.spec.metric] for seed, m in found.items() if m}
 
         baseline, candidate = values(BASELINE), values(final)
         paired_seeds = baseline.keys() & candidate.keys()
-        effect = (
-            paired(baseline, candidate, conduct.spec.alpha) if paired_seeds and final != BASELINE else None
-        )
-        if effect is None or effect.estimate is None:
+        if not paired_seeds or final == BASELINE:
+            return None
+        # A run that diverged beside one that was opened is the worst outcome of all, not a gap.
+        ended = [(arm, seed) for arm, seed in findings.diverged if arm in (BASELINE, final)]
+        gone = [(a, s) for a, s in ended if s in (candidate if a == BASELINE else baseline)]
+        contrast = Contrast(final, final, BASELINE)
+        both = {BASELINE: baseline, final: candidate}
+        effect = analyze(both, [contrast], alpha=conduct.spec.alpha, diverged=gone).effects[0]
+        if effect.estimate is None:
             return None
         return Confirmation(
             baseline=_mean({seed: baseline[seed] for seed in paired_seeds}),
@@ -281,28 +317,32 @@ class _Collector:
             runs.setdefault(stage, []).extend(new.values())
             known |= new.keys()
         return [
-            Stage(name, len(of), len(runs[name]), sum(r.seconds for r in runs[name]), summarize(of))
+            Stage(name, len(of), len(runs[name]), sum(map(self.own_seconds, runs[name])), summarize(of))
             for name, of in rounds.items()
         ]
 
+    def own_seconds(self, reading: Reading) -> float:
+        """Seconds of a run itself, without what it took over from another."""
+        result = Run(self.conduct.folder.runs / reading.run).result()
+        return float(result["cost"]["seconds"]) if result else 0.0
+
     def figures(self, arms: list[ArmResult]) -> dict[str, float | int | str | None]:
         conduct = self.conduct
-        needed = sum(len(arm.runs) for arm in arms)
-        runs = {run.run_id: run for arm in arms for run in arm.runs}
+        known = {a.name: [r for r in a.runs if r.status in ("finished", "diverged")] for a in arms}
+        runs = {run.run_id: run for found in known.values() for run in found}
         figures: dict[str, float | int | str | None] = {
-            "runs": needed,
-            "trained": len(runs),
-            "shared": needed - len(runs),
+            "results": sum(map(len, known.values())),
+            "training_runs": len(runs),
         }
-        naive = sum(conduct.arms[arm.name].recipe.epochs * len(arm.runs) for arm in arms)
+        naive = sum(conduct.arms[name].recipe.epochs * len(found) for name, found in known.items())
         figures["epochs_naive"] = naive
         figures["epochs_trained"] = round(sum(run.costs.get("epochs", 0.0) for run in runs.values()), 2)
         if conduct.spec.budget:
             figures["budget"] = str(conduct.spec.budget)
         if conduct.costs and not conduct.adaptive:
-            known = conduct.costs
-            if all(t.recipe.digest in known for t in conduct.trainings):
-                each = (known[t.recipe.digest].run(conduct.compile(t.recipe)) for t in conduct.trainings)
+            costs = conduct.costs
+            if all(t.recipe.digest in costs for t in conduct.trainings):
+                each = (costs[t.recipe.digest].run(conduct.compile(t.recipe)) for t in conduct.trainings)
                 figures["seconds_estimated"] = len(conduct.seeds) * sum(each)
         results = (Run(conduct.folder.runs / name).result() for name in runs)
         figures["seconds_actual"] = sum(result["cost"]["seconds"] for result in results if result)
@@ -311,25 +351,37 @@ class _Collector:
     def provenance(self) -> dict[str, Any]:
         conduct = self.conduct
         facts = conduct.data.facts
-        known = {
+        known: dict[str, Any] = {
             "code": conduct.folder.code,
+            "report made by other code": "; ".join(conduct.folder.changed) or None,
             "data": facts.name,
             "data fingerprint": facts.fingerprint,
             "images": ", ".join(f"{count} {split}" for split, count in facts.sizes.items()),
             "unreadable images": len(facts.bad),
-            "seeds": ", ".join(map(str, conduct.seeds)),
+            "seeds": _ranges(conduct.seeds),
             "device": conduct.spec.device,
             "processor": f"{platform.machine()}, {available_cores()} cores",
             "runs at once": self.workers,
             "versions": ", ".join(f"{name} {number}" for name, number in conduct.folder.versions.items()),
             "system": f"{platform.system()} {platform.release().split('-')[0]}",
-            "command": " ".join(["trickbag", *sys.argv[1:]]),
+            "command": conduct.folder.command,
         }
         return {name: value for name, value in known.items() if value is not None}
 
 
 def _side(value: Any) -> str:
     return "absent" if value is None else describe(value)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0–4, 7`` for 0, 1, 2, 3, 4 and 7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in found)
 
 
 def _mean(values: Mapping[int, float | None]) -> float:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from trickbag import plan as planning
 from trickbag.engine.forks import Fork, forget_forks
 from trickbag.engine.run import Run
 from trickbag.errors import StudyError, TrickbagError
@@ -19,7 +18,7 @@ from trickbag.study.costs import Cost
 from trickbag.study.design import Arm
 from trickbag.study.executor import Event, Executor
 from trickbag.study.forks import assign, kept_steps
-from trickbag.study.jobs import Training
+from trickbag.study.jobs import Training, upstream
 from trickbag.study.known import POINTS
 from trickbag.study.mending import damage, set_aside
 from trickbag.study.protocol import Cell, Point, Question, Round
@@ -242,6 +241,11 @@ class Conduct(Timed):
             self.pending(threads=1) or self._confirmation(threads=1) or self.propose()
         )
 
+    @property
+    def confirmation_pending(self) -> bool:
+        """True if numbers of the sealed split are still to be measured."""
+        return bool(self._confirmation(threads=1))
+
     def check_code(self) -> None:
         """Train nothing beside runs that other code has trained.
 
@@ -320,16 +324,22 @@ class Conduct(Timed):
     def _confirmation(self, threads: int, store: Store | None = None) -> list[Job]:
         """Jobs that read the sealed split; the opening is recorded first.
 
-        A seed is opened if baseline and final recipe have a value; of other arms, those that have one too.
+        A seed is opened once its runs of baseline and final recipe have ended: if one of them diverged, the
+        other is still read, or only seeds that went well would be compared. Nothing is opened unless both
+        have a value with some seed.
         """
         ready: list[Point] = []
         for one in self.rounds or self.planned:
             told = one.why.get("recipe")
             final = frozenset(told) if isinstance(told, list) else frozenset(self.space.keys)
-            for seed in dict.fromkeys(point.seed for point in one.sealed):
-                there = [p for p in one.sealed if p.seed == seed and self.reading(p).value is not None]
-                if {frozenset(), final} <= {p.cell for p in there}:
-                    ready += there
+            known = {p: self.reading(p) for p in one.sealed}
+            ended = {p for p, reading in known.items() if reading.value is not None or reading.diverged}
+            seeds = dict.fromkeys(p.seed for p in one.sealed)
+            both = [s for s in seeds if {Point(frozenset(), s), Point(final, s)} <= ended]
+            finished = [p for p in one.sealed if p.seed in both and known[p].value is not None]
+            ends = (frozenset[str](), final)
+            if any({Point(cell, seed) for cell in ends} <= set(finished) for seed in both):
+                ready += finished
         unread = [p for p in ready if self._read(self._arm(p.cell), p.seed, "test") is None]
         if store is not None and ready:
             self._open(store, ready, bool(unread))
@@ -387,17 +397,10 @@ class Conduct(Timed):
             yield
 
 
-def _upstream(recipe: Recipe) -> list[Recipe]:
-    """The recipes that one builds upon, with their own."""
-    sources = [source for trick in recipe.tricks.values() for source in trick.sources().values()]
-    direct = [planning.recipe_of(source) for source in sources if source.recipe is not None]
-    return [found for one in direct for found in (one, *_upstream(one))]
-
-
 def _epochs(recipe: Recipe) -> float:
     """Epochs of a run and of all that it builds upon, as if nothing of that were shared."""
-    return float(sum(one.epochs for one in (recipe, *_upstream(recipe))))
+    return float(sum(one.epochs for one in (recipe, *upstream(recipe))))
 
 
 def _runs(recipe: Recipe) -> float:
-    return 1.0 + len(_upstream(recipe))
+    return 1.0 + len(upstream(recipe))

@@ -11,7 +11,7 @@ from trickbag.engine.run import Run
 from trickbag.plan import Plan
 from trickbag.study.protocol import Cell, Reading
 
-PACE_LIMITS = (0.5, 4.0)
+PACE_LIMITS = (0.5, 100.0)
 
 
 @dataclass(frozen=True)

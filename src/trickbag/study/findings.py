@@ -81,7 +81,8 @@ class Findings:
         return found
 
     @property
-    def _diverged(self) -> tuple[tuple[str, int], ...]:
+    def diverged(self) -> tuple[tuple[str, int], ...]:
+        """Arms and seeds of the runs that diverged."""
         return tuple(
             (name, run.seed)
             for name, arm in self.arms.items()
@@ -102,7 +103,7 @@ class Findings:
                 alpha=spec.alpha,
                 delta=spec.delta if primary else 0.0,
                 overall=overall,
-                diverged=self._diverged if primary else (),
+                diverged=self.diverged if primary else (),
                 higher_is_better=up,
             )
         else:
@@ -113,7 +114,7 @@ class Findings:
                 alpha=spec.alpha,
                 delta=spec.delta if primary else 0.0,
                 overall=overall,
-                diverged=tuple(one for one in self._diverged if one[0] in ends) if primary else (),
+                diverged=tuple(one for one in self.diverged if one[0] in ends) if primary else (),
                 higher_is_better=up,
                 others=[v for runs in values.values() for v in runs.values() if v is not None],
             )
@@ -124,20 +125,36 @@ class Findings:
                 correlation=fit.correlation if fit else None,
                 heteroscedastic=False,
                 heteroscedastic_p=None,
-                method=fit.method if fit else "The screen is not complete: nothing is claimed yet.",
+                method=fit.method if fit else "No run that effects are judged by has a value.",
                 missing=tuple(
                     (name, seed)
                     for name, runs in values.items()
                     for seed, value in runs.items()
-                    if value is None and (name, seed) not in self._diverged
+                    if value is None and (name, seed) not in self.diverged
                 ),
-                diverged=self._diverged,
+                diverged=self.diverged,
                 alpha=spec.alpha,
                 delta=spec.delta,
                 overall=whole.overall,
             )
-        pending = {(a.name, r.seed) for a in self.arms.values() for r in a.runs if r.status == "pending"}
-        return replace(found, missing=tuple(run for run in found.missing if run not in pending))
+        found = replace(found, missing=tuple(run for run in found.missing if run not in self.pending))
+        if self.pending and found.overall is not None:
+            found = replace(found, overall=replace(found.overall, verdict="undetected"))
+        return found if self.judged_in_full else _unclaimed(found)
+
+    @cached_property
+    def pending(self) -> frozenset[tuple[str, int]]:
+        """Arms and seeds of the runs that have not ended."""
+        runs = ((arm.name, run) for arm in self.arms.values() for run in arm.runs)
+        return frozenset((name, run.seed) for name, run in runs if run.status == "pending")
+
+    @property
+    def judged_in_full(self) -> bool:
+        """Whether every run has ended that effects are judged by: who looks earlier claims too much."""
+        if not self.conduct.adaptive:
+            return not self.pending
+        points = (r.point for r in self._judged(self.metrics[0], {}))
+        return not any((self.conduct.space.name(p.cell), p.seed) in self.pending for p in points)
 
     def _judged(self, metric: Metric, values: Mapping[str, Mapping[int, float | None]]) -> list[Reading]:
         """Readings of the fixed part of the design: claims must not come from points chosen by results."""
@@ -295,7 +312,7 @@ class Findings:
         names = list(dict.fromkeys(self.conduct.space.name(p.cell) for one in rounds for p in one.sealed))
         wanted = [(self.final, BASELINE), (self.final, CANDIDATE), (CANDIDATE, BASELINE)]
         there = [(a, b) for a, b in wanted if a != b and a in names and b in names]
-        pairs = list(dict.fromkeys(there))
+        pairs = list({frozenset(pair): pair for pair in reversed(there)}.values())[::-1]
         found: list[Comparison] = []
         for split in ("selection", "test"):
             values: dict[str, dict[int, float | None]] = {}
@@ -303,27 +320,18 @@ class Findings:
                 shown = [s for s in seeds if split == "selection" or (name, s) in self.opened]
                 read = {seed: self.conduct.read(name, seed, split) for seed in shown}
                 values[name] = {s: POINTS * m[self.conduct.spec.metric] for s, m in read.items() if m}
-            diverged = tuple(one for one in self._diverged if one[0] in names and one[1] in seeds)
+            diverged = tuple(one for one in self.diverged if one[0] in names and one[1] in seeds)
             for c in compare(values, pairs, alpha=self.conduct.spec.alpha, diverged=diverged):
-                if c.difference is None:
-                    continue
-                found.append(
-                    Comparison(
-                        c.plus,
-                        c.minus,
-                        split,
-                        c.difference,
-                        c.low,
-                        c.high,
-                        c.low_bca,
-                        c.high_bca,
-                        c.p,
-                        c.p_holm,
-                        c.chance,
-                        list(c.pairs),
-                    )
-                )
+                if c.difference is not None:
+                    found.append(Comparison(**{**vars(c), "split": split, "pairs": list(c.pairs)}))
         return found
+
+
+def _unclaimed(analysis: Analysis) -> Analysis:
+    """Estimates of an unfinished design, without verdicts."""
+    effects = tuple(replace(e, verdict="undetected", p_holm=None, q=None) for e in analysis.effects)
+    method = f"The design is not complete: nothing is claimed yet. {analysis.method}"
+    return replace(analysis, effects=effects, method=method)
 
 
 def _with_bootstrap(effect: Effect, intervals: Mapping[str, tuple[float, float]]) -> Effect:

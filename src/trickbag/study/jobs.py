@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trickbag import plan as planning
 from trickbag.engine.run import training_part
 from trickbag.recipe.model import Recipe
 from trickbag.study.design import Arm, Space
@@ -49,6 +50,13 @@ def family(space: Space, cell: Cell, free: frozenset[str]) -> Training:
     cells = [core, core | free, *(core | {key} for key in sorted(free))]
     found = share([space.arm(one) for one in dict.fromkeys(cells)])
     return found[0] if len(found) == 1 else Training(space.recipe(cell), [space.name(cell)])
+
+
+def upstream(recipe: Recipe) -> list[Recipe]:
+    """The recipes that one builds upon, with their own."""
+    sources = [source for trick in recipe.tricks.values() for source in trick.sources().values()]
+    direct = [planning.recipe_of(source) for source in sources if source.recipe is not None]
+    return [found for one in direct for found in (one, *upstream(one))]
 
 
 def share(arms: Sequence[Arm]) -> list[Training]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,7 +205,8 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "baseline.yaml", dump(spec.baseline))
         write_text(self.path / "candidate.yaml", dump(spec.candidate))
-        write_json(self.path / "study.json", {"spec": spec.plain(), "runs": str(runs.resolve())} | _made_by())
+        about = {"spec": spec.plain(), "runs": str(runs.resolve()), "command": _command()}
+        write_json(self.path / "study.json", about | _made_by())
 
     @property
     def code(self) -> str:
@@ -214,6 +217,11 @@ class StudyFolder:
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that they are trained with, by name."""
         return dict(self._plain.get("versions") or _made_by()["versions"])
+
+    @property
+    def command(self) -> str | None:
+        """The command line that began the study; None if a program did."""
+        return self._plain.get("command")
 
     @property
     def changed(self) -> list[str]:
@@ -259,6 +267,11 @@ class StudyFolder:
     def store(self, *, readonly: bool = False) -> Store:
         """The study's database."""
         return Store(self.path, readonly=readonly)
+
+
+def _command() -> str | None:
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    return shlex.join(["trickbag", *sys.argv[1:]]) if name in ("trickbag", "__main__.py") else None
 
 
 def _made_by() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trickbag.study import costs as costing
 from trickbag.study.costs import Cost
 from trickbag.study.design import Arm
 from trickbag.study.executor import Event, Executor
-from trickbag.study.jobs import Training
+from trickbag.study.jobs import Training, upstream
 from trickbag.study.known import Known
 from trickbag.study.protocol import Cell
 from trickbag.study.worker import Job
@@ -78,7 +78,11 @@ class Timed(Known):
             KeyboardInterrupt: it was interrupted.
         """
         known = self.costs
-        missing = {t.recipe.digest: t for t in self._timed().values() if t.recipe.digest not in known}
+        wanted = {training.recipe.digest: training for training in self._timed().values()}
+        for training in list(wanted.values()):
+            for one in upstream(training.recipe):
+                wanted.setdefault(one.digest, Training(one, [f"what {training.arms[0]} builds upon"]))
+        missing = {digest: training for digest, training in wanted.items() if digest not in known}
         jobs = [
             replace(
                 self._job(training, 0, (), threads=threads), name=f"timing {training.arms[0]}", timing=True
@@ -106,13 +110,15 @@ class Timed(Known):
         return known
 
     def seconds(self, cell: Cell) -> float:
-        """Seconds of one run of a cell, as its timing or the model of costs predicts them.
+        """Seconds of one run of a cell and of all that it builds upon, as the timing predicts them.
 
         Raises:
             StudyError: nothing has been timed.
         """
-        training = self._family(cell - self.free)
-        return self._cost_model(cell - self.free).run(self.compile(training.recipe))
+        training, costs = self._family(cell - self.free), self.costs
+        own = self._cost_model(cell - self.free).run(self.compile(training.recipe))
+        others = (one for one in upstream(training.recipe) if one.digest in costs)
+        return own + sum(costs[one.digest].run(self.compile(one)) for one in others)
 
     @property
     def _timed_costs(self) -> dict[Cell, Cost]:
