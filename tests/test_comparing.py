@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from trickbag.errors import StudyError
-from trickbag.study.comparing import chance_of, compare
+from trickbag.study.comparing import chance_of, compare, holm_levels
 from trickbag.study.resampling import FEWEST, bca_interval, bca_limits, block_bootstrap, expanded_level
 from trickbag.study.statistics import Contrast, analyze
 
@@ -45,6 +45,13 @@ def test_comparisons_are_paired_t_tests():
     smaller, larger = sorted(c.p for c in compared)
     assert sorted(c.p_holm for c in compared) == pytest.approx([2 * smaller, max(2 * smaller, larger)])
     assert compare(values, PAIRS, alpha=0.05) == compared, "the bootstrap is deterministic"
+    found = compare(confirmation(np.random.default_rng(0), 6, gains=(9, 4)), PAIRS, alpha=0.05)
+    assert max(c.p_holm for c in found) < 0.05
+    for c, level in zip(sorted(found, key=lambda c: c.p), (0.975, 0.95), strict=True):
+        differences = [d for _, d in c.pairs]
+        oracle = stats.ttest_1samp(differences, 0)
+        assert (c.low, c.high) == pytest.approx(tuple(oracle.confidence_interval(level)))
+        assert (c.low_bca, c.high_bca) == bca_interval(differences, level)
 
 
 def test_comparisons_that_say_little():
@@ -182,6 +189,40 @@ def test_coverage_of_block_bootstrap(seeds, expected):
 
 
 # ---- promises, by simulation ---------------------------------------------------------------
+
+
+def test_levels_of_intervals_are_those_of_holm():
+    alpha = 0.06
+    assert holm_levels([0.5, 0.4, 0.9], alpha) == pytest.approx([0.02] * 3)
+    assert holm_levels([0.5, 0.001, 0.9], alpha) == pytest.approx([0.03, 0.02, 0.03])
+    assert holm_levels([0.05, 0.001, 0.002], alpha) == pytest.approx([0.06, 0.02, 0.03])
+    assert holm_levels([0.5, 0.001, None], alpha) == pytest.approx([0.03, 0.02, 0.03])
+    assert holm_levels([0.025, 0.025, 0.025], alpha) == pytest.approx([0.02] * 3), "the first is not rejected"
+    assert holm_levels([], alpha) == []
+
+
+@pytest.mark.parametrize("gains", [(0, 0), (2, 2), (4, 0)])
+def test_an_interval_excludes_zero_exactly_if_its_comparison_is_claimed(gains):
+    rng = np.random.default_rng(9)
+    pairs = [*PAIRS, ("all-on", "baseline")]
+    for _ in range(300):
+        for c in compare(confirmation(rng, 4, gains), pairs, alpha=0.05):
+            assert (c.p_holm < 0.05) == (not c.low <= 0 <= c.high)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, 0.93), (3, 0.91)])
+def test_what_intervals_cover_together_where_all_is_found(count, expected):
+    rng = np.random.default_rng(count)
+    gains = 50.0 * 100 ** np.arange(count)
+    together = 0
+    for _ in range(1500):
+        y = rng.standard_normal((2 * count, 4))
+        y[::2] += gains[:, None]
+        values = {f"arm {i}": dict(enumerate(row.tolist())) for i, row in enumerate(y)}
+        pairs = [(f"arm {i}", f"arm {i + 1}") for i in range(0, 2 * count, 2)]
+        found = compare(values, pairs, alpha=0.05)
+        together += all(c.low <= gain <= c.high for c, gain in zip(found, gains, strict=True))
+    assert together / 1500 == pytest.approx(expected, abs=0.022)
 
 
 @pytest.mark.parametrize("seeds", [3, 4])

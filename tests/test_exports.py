@@ -20,10 +20,27 @@ from hypothesis import strategies as st
 from trickbag.engine.run import Run
 from trickbag.errors import StudyError, UsageError
 from trickbag.recipe.read import dump, load
-from trickbag.report.content import ArmResult, Comparison, Factor, Metric, PairEffect, ReportData, RunResult
+from trickbag.report.content import (
+    ArmResult,
+    Comparison,
+    Confirmation,
+    Factor,
+    Metric,
+    Opening,
+    PairEffect,
+    Recommendation,
+    ReportData,
+    Residual,
+    RunResult,
+    Stage,
+)
 from trickbag.report.exports import KINDS, export
-from trickbag.report.tables import csv_text, study_digest, tables
-from trickbag.report.typeset import LONG, escape_latex, latex, sheets
+from trickbag.report.identity import study_digest
+from trickbag.report.mlflow_runs import child_of
+from trickbag.report.spreadsheet import csv_text
+from trickbag.report.tables import tables
+from trickbag.report.tex import escape_latex, latex
+from trickbag.report.typeset import sheets
 from trickbag.study.statistics import Contrast, Effect, analyze
 
 ON = {"baseline": [], "+mixup": ["mixup"], "+epochs": ["epochs"], "candidate": ["mixup", "epochs"]}
@@ -79,9 +96,9 @@ def study(seeds=3, **changes):
         provenance={"code": "abc123", "data fingerprint": "f00", "seeds": "0, 1, 2"},
         recipes={name: dump(load(f"digits_{name}")) for name in ("baseline",)},
         metrics=[
-            Metric("accuracy", "accuracy, %"),
+            Metric("accuracy", "accuracy", 100.0),
             Metric("ece", "calibration error", 100.0, False),
-            Metric("nll", "NLL", 1.0, False),
+            Metric("nll", "NLL, nats", 1.0, False),
         ],
         analyses={"nll": analyze(nll, contrasts)},
         interactions=[PairEffect("mixup", "epochs", -0.4, -0.9, 0.1, ["a x b"])],
@@ -90,6 +107,21 @@ def study(seeds=3, **changes):
         comparisons=[
             Comparison("candidate", "baseline", "test", 7.07, 6.4, 7.7, 6.8, 7.3, 4e-4, 4e-4, 1.0, pairs)
         ],
+        plan={"results": 12, "epochs_trained": 40.5, "seconds_actual": 90.0, "budget": "60 runs"},
+        stages=[Stage("screen", 1, 12, 90.0, "all at once")],
+        recommendation=Recommendation(
+            ["epochs"],
+            "+epochs",
+            "epochs: 4\n",
+            4.8,
+            4.1,
+            5.5,
+            2.0,
+            {"epochs": "in: it helps", "mixup": "out"},
+        ),
+        openings=[Opening("2026-01-02T03:04:05Z", "test", ["candidate", "baseline"], [10, 11, 12])],
+        residuals=[Residual("baseline", 0, 80.1, -0.1)],
+        confirm=Confirmation(80.0, 87.07, 7.07, 6.4, 7.7, 4e-4, 3, ["2026-01-02T03:04:05Z"]),
     )
     return dataclasses.replace(data, **changes)
 
@@ -138,7 +170,10 @@ def test_parquet_has_a_row_a_run_with_types(data, runs, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ("runs", "effects", "curves", "comparisons", "interactions")
+    names = (
+        "runs", "effects", "curves", "comparisons", "confirmation", "interactions",
+        "recommendation", "stages", "plan", "openings", "residuals",
+    )  # fmt: skip
     for _ in range(2):
         written = export(data, "parquet", tmp_path / "new" / "folder", runs=runs, name="mine")
     assert written == [tmp_path / "new" / "folder" / f"{name}.parquet" for name in names]
@@ -161,6 +196,7 @@ def test_parquet_has_a_row_a_run_with_types(data, runs, tmp_path):
             for name in ("run_id", "status", "stage", "value", "seconds", "message", "transductive"):
                 assert row[name] == getattr(run, name)
             assert row["metric.nll"] == run.metrics.get("nll")
+            assert row["metric.accuracy"] == run.value
             assert row["cost.training_seconds"] == run.costs.get("training_seconds")
     about = json.loads(table.schema.metadata[b"trickbag"])
     assert about["provenance"] == data.provenance
@@ -208,8 +244,83 @@ def test_curves_are_long_and_hold_what_the_runs_recorded(data, runs):
     series = {"train_loss", "lr", "raw/accuracy", "raw/nll", "ema/accuracy", "ema/nll"}
     assert {key[2] for key in full} == {"selection/accuracy"} | series
     row = full["candidate", 0, "raw/nll", 2.0]
-    assert (row["value"], row["step"], row["seconds"]) == (0.5, 14, 5.0)
+    assert (row["value"], row["step"], row["seconds"], row["unit"]) == (0.5, 14, 5.0, "nats")
     assert bare.keys() < full.keys()
+
+
+def awkward(data):
+    """The same study about balanced accuracy, with accuracy beside it, a sealed value and a pending run."""
+    names = {"accuracy": "balanced_accuracy"}
+    metrics = [dataclasses.replace(m, name=names.get(m.name, m.name)) for m in data.metrics]
+    metrics.append(Metric("accuracy", "accuracy", 100.0))
+    data = dataclasses.replace(data, metric="balanced accuracy", metrics=metrics)
+    data = edit_run(data, "candidate", 0, sealed=81.5, metrics={"nll": 0.4, "ece": 0.02, "accuracy": 0.9})
+    return edit_run(data, "candidate", 2, status="pending", value=None, curve=[], metrics={}, costs={})
+
+
+def test_every_number_is_in_the_unit_of_the_report(data, runs):
+    found = tables(awkward(data), runs)
+    (row,) = (r for r in found["runs"].to_pylist() if (r["arm"], r["seed"]) == ("candidate", 0))
+    assert row["value"] == row["metric.balanced_accuracy"] == data.arm("candidate").runs[0].value
+    assert (row["metric.accuracy"], row["metric.ece"], row["metric.nll"]) == (90.0, 2.0, 0.4)
+    assert row["sealed"] == 81.5
+    units = {f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in found["runs"].schema}
+    assert {units[n] for n in ("value", "sealed", "metric.accuracy", "metric.ece")} == {"points"}
+    assert units["metric.nll"] == "nats"
+    assert units["cost.training_seconds"] == units["seconds"] == "s"
+    curves = found["curves"].to_pylist()
+    by = {(r["arm"], r["seed"], r["metric"], r["epoch"]): r for r in curves}
+    assert {r["unit"] for r in curves if r["metric"].endswith("accuracy")} == {"points"}
+    assert {r["unit"] for r in curves if r["metric"] in ("lr", "train_loss")} == {"as recorded"}
+    same = by["baseline", 0, "selection/balanced_accuracy", 2.0], by["baseline", 0, "raw/accuracy", 2.0]
+    assert same[0]["value"] == pytest.approx(same[1]["value"])
+    assert {(r["metric"], r["unit"]) for r in found["effects"].to_pylist()} == {
+        ("balanced_accuracy", "points"),
+        ("nll", "nats"),
+    }
+    for table in found.values():
+        for field in table.schema:
+            assert " " not in field.name
+            if str(field.type) == "double" and field.name != "df":
+                assert field.metadata[b"unit"], field.name
+
+
+def test_runs_that_have_not_ended_keep_their_rows(data):
+    rows = tables(awkward(data))["runs"].to_pylist()
+    assert len(rows) == 12
+    (row,) = (r for r in rows if r["status"] == "pending")
+    assert (row["arm"], row["seed"], row["value"], row["sealed"]) == ("candidate", 2, None, None)
+
+
+def test_tables_of_what_was_decided(data):
+    found = {key: table.to_pylist() for key, table in tables(data).items()}
+    (advice,) = found["recommendation"]
+    assert (advice["gain"], advice["low"], advice["high"], advice["cost_multiple"]) == (4.8, 4.1, 5.5, 2.0)
+    assert (advice["factors_on"], advice["arm"], advice["recipe"]) == (["epochs"], "+epochs", "epochs: 4\n")
+    why = {(r["factor"], r["metric"]): (r["recommended"], r["reason"]) for r in found["effects"]}
+    assert why["epochs", "accuracy"] == (True, "in: it helps")
+    assert why["mixup", "accuracy"] == (False, "out")
+    assert why["epochs", "nll"] == (None, None)
+    assert [(r["figure"], r["value"], r["text"], r["unit"]) for r in found["plan"]] == [
+        ("results", 12.0, None, "count"),
+        ("epochs_trained", 40.5, None, "epochs"),
+        ("seconds_actual", 90.0, None, "s"),
+        ("budget", None, "60 runs", None),
+    ]
+    for name, one in (("stages", data.stages[0]), ("openings", data.openings[0])):
+        (row,) = found[name]
+        assert {key: row[key] for key in dataclasses.asdict(one)} == dataclasses.asdict(one)
+    assert found["residuals"][0]["residual"] == -0.1
+    assert found["confirmation"][0]["candidate"] == 87.07
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_same_content_gives_the_same_bytes(data, runs, tmp_path, kind):
+    again = ReportData.from_json(data.to_json())
+    for n, one in enumerate((data, again)):
+        export(one, kind, tmp_path / str(n), runs=runs)
+    for path in (tmp_path / "0").iterdir():
+        assert path.read_bytes() == (tmp_path / "1" / path.name).read_bytes(), path.name
 
 
 def test_csv_for_pandas_and_for_spreadsheets(data, runs, tmp_path):
@@ -271,6 +382,7 @@ def test_no_runs_no_metrics_no_comparisons(data, tmp_path):
         analysis=analysis,
         arms=[dataclasses.replace(arm, runs=[]) for arm in data.arms],
         comparisons=[], interactions=[], analyses={}, metrics=[], chances={}, attribution={}, recipes={},
+        recommendation=None, confirm=None, stages=[], plan={}, openings=[], residuals=[],
     )  # fmt: skip
     for kind in ("csv", "parquet", "latex", "markdown", "tensorboard"):
         assert all(path.exists() for path in export(empty, kind, tmp_path / kind))
@@ -309,16 +421,18 @@ def test_latex_tables(data, tmp_path):
             rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption", r"\label")
         )
     assert r"mixup($\alpha$=0.2) \& 100 \% $<$b$>$ & +2.0" in effects
-    assert "3 seeds" in effects
+    assert "3 seeds (0--2)" in effects
     assert "randomized block" in effects
     assert r"digits\_8x8" in effects
     assert "Holm" in effects
-    assert r"epochs: 2 $\rightarrow$ 4 & 85" in arms
+    assert "recommended: epochs & 85" in arms
     assert "2 of 3" in arms
     assert r"$\pm$" in arms
     assert "candidate & " in arms
     assert "3.00" in arms.split("candidate & ")[1].splitlines()[0], "cost as a multiple of the baseline's"
-    assert "candidate against baseline & test & +7.07 & [+6.40, +7.70]" in comparisons
+    lines = comparisons.splitlines()
+    heading = next(n for n, line in enumerate(lines) if "{candidate against baseline}" in line)
+    assert lines[heading + 1].strip().startswith("test & +7.07 & [+6.40, +7.70] & [+6.80, +7.30]")
 
 
 @settings(max_examples=200, deadline=None)
@@ -345,21 +459,102 @@ def test_latex_compiles(data, tmp_path):
     hard = (
         "".join(map(chr, [*range(32, 127), *range(0xA1, 0x180), *range(0x391, 0x3CA)])) + "−–—→≤≥≈∞漢字🎉…“”"
     )
-    names = [*(hard[i : i + 36] for i in range(0, len(hard), 36)), "[x] first", "* star", "l" * (LONG + 9)]
+    names = [*(hard[i : i + 36] for i in range(0, len(hard), 36)), "[x] first", "* star", "l" * 49]
     wild = dataclasses.replace(
         data, arms=[dataclasses.replace(data.arms[0], name=n, label=n) for n in names], data_name=hard
     )
     many = dataclasses.replace(data, arms=data.arms * 14)
-    parts = [latex(sheet) for one in (data, wild, many) for sheet in sheets(one)]
-    text = "\n".join([r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}", *parts])
+    set_by_pdflatex([data, wild, many], tmp_path)
+
+
+def set_by_pdflatex(studies, folder):
+    """Set the tables of studies in ``article``; returns the log."""
+    parts = [latex(sheet) for one in studies for sheet in sheets(one)]
+    text = "\n\\clearpage\n".join(
+        [r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}", *parts]
+    )
     text = re.sub(r"\\label\{.*?\}", "", text) + "\\listoftables\n\\end{document}\n"
-    (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    (folder / "t.tex").write_text(text, encoding="utf-8")
     for _ in range(2):  # captions go through the list of tables
         done = subprocess.run(
             ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"],
-            cwd=tmp_path, capture_output=True, timeout=120,
+            cwd=folder, capture_output=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    return (folder / "t.log").read_text(errors="replace")
+
+
+def screened(data):
+    """A study of long names, as ``auto`` makes them: mixes with one seed or two, and all intervals wide."""
+    keys = ["pad_and_crop(padding=3, mode=reflect)", "no_bias_norm_decay.weight_decay", "ema", "nesterov.lr"]
+    factors = [Factor(key, f"+ {key}: 0.001 -> 0.0005", "absent", "present") for key in keys]
+    base = data.analysis.effects[0]
+    wide = {"low": -10.25, "high": 12.75, "p_holm": 1.0, "verdict": "undetected", "pairs": ()}
+    effects = tuple(dataclasses.replace(base, factor=key, estimate=-10.5, **wide) for key in keys)
+    runs = [dataclasses.replace(data.arms[0].runs[0], seed=seed, value=80.0 + seed) for seed in range(8)]
+    arms = [
+        ArmResult("baseline", "baseline", [], runs),
+        ArmResult("candidate", "candidate", keys, runs[:3]),
+        ArmResult("mix 0a", "mix 0a", keys[:2], runs[:1]),
+        ArmResult("mix 0b", "mix 0b", keys[:3], runs[:2]),
+        ArmResult("mix 0c", "mix 0c", keys[1:], runs[4:]),
+    ]
+    numbers = (-10.75, -20.25, 10.25, -19.75, 10.75, 0.5, 0.5, 0.95, data.comparisons[0].pairs)
+    return dataclasses.replace(
+        data,
+        design="auto",
+        metric="balanced accuracy",
+        arms=arms,
+        factors=factors,
+        analysis=dataclasses.replace(data.analysis, effects=effects, overall=None),
+        residuals=[Residual(arm, seed, 80.0, 0.0) for arm in ("baseline", "candidate") for seed in (0, 1, 2)],
+        recommendation=dataclasses.replace(data.recommendation, arm="mix 0c", factors_on=keys[1:]),
+        comparisons=[
+            Comparison(plus, "baseline", split, *numbers)
+            for plus in ("mix 0c", "mix 0b")
+            for split in ("selection", "test")
+        ],
+    )
+
+
+def test_latex_fits_the_column_of_a_paper(data, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex is installed: the tables are not measured")
+    one = screened(data)
+    plain = [dataclasses.replace(c, low_bca=None, high_bca=None) for c in one.comparisons]
+    arms = [dataclasses.replace(arm, runs=one.arms[0].runs[:2]) for arm in one.arms * 12]
+    studies = [data, one, dataclasses.replace(one, comparisons=plain), dataclasses.replace(one, arms=arms)]
+    log = set_by_pdflatex(studies, tmp_path)
+    assert "Overfull" not in log
+    assert "Float too large" not in log
+
+
+def test_latex_tables_say_what_they_rest_on(data):
+    effects, arms, comparisons = sheets(screened(data))
+    assert "3 seeds (0–2)" in effects.caption
+    assert "8 seeds" not in effects.caption
+    assert "1 recipe of one run" in arms.caption
+    names = [row[0] for row in arms.rows]
+    assert names[:2] == ["baseline", "candidate"]
+    assert names[2].startswith("mix of pad_and_crop")
+    assert names[3].startswith("recommended: no_bias_norm_decay")
+    assert comparisons.rows[0] == ("recommended against baseline",)
+    assert comparisons.rows[3][0].startswith("mix of pad_and_crop")
+    assert [row[0] for row in comparisons.rows[1:3]] == ["selection", "test"]
+    plain = [dataclasses.replace(c, low_bca=None) for c in data.comparisons]
+    *_, sheet = sheets(dataclasses.replace(data, comparisons=plain))
+    assert "BCa" not in latex(sheet), "columns without a value are left out"
+
+
+def test_latex_has_every_arm_of_a_design_of_roles(data):
+    one = [dataclasses.replace(arm, runs=arm.runs[:1]) for arm in data.arms]
+    few = dataclasses.replace(data, arms=one)
+    assert len(sheets(few)[1].rows) == 4
+    assert [row[0] for row in sheets(dataclasses.replace(few, design="screen"))[1].rows] == [
+        "baseline",
+        "recommended: epochs",
+        "candidate",
+    ]
 
 
 def test_markdown_tables(data, tmp_path):
@@ -446,6 +641,21 @@ def test_tensorboard_groups_seeds_of_an_arm(data, tmp_path):
         assert mean == pytest.approx(arm.mean)
 
 
+def test_tensorboard_has_units_and_skips_what_has_not_ended(data, runs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    export(data, "tensorboard", tmp_path, runs=runs)
+    export(awkward(data), "tensorboard", tmp_path, runs=runs)
+    assert not list((tmp_path / "candidate" / "seed2").iterdir())
+    log = EventAccumulator(str(tmp_path / "candidate" / "seed0")).Reload()
+    run = data.arm("candidate").runs[0]
+    assert log.Scalars("final/balanced_accuracy")[0].value == pytest.approx(run.value)
+    assert log.Scalars("final/accuracy")[0].value == pytest.approx(90.0)
+    assert log.Scalars("sealed/balanced_accuracy")[0].value == 81.5
+    assert [e.value for e in log.Scalars("raw/accuracy")] == pytest.approx([v for _, v in run.curve])
+    assert not [tag for tag in log.Tags()["scalars"] if " " in tag]
+
+
 def test_tensorboard_folders_are_safe_and_apart(data, tmp_path):
     names = ["../../up", "a/b", "a:b", "x" * 300, "x" * 299 + "y", ".", ""]
     wild = dataclasses.replace(
@@ -493,6 +703,28 @@ def test_mlflow_holds_the_study(data, runs, tracked):
     assert parent.data.metrics["effect/mixup"] == pytest.approx(data.analysis.effects[0].estimate)
     assert parent.data.metrics["gain"] == pytest.approx(data.analysis.overall.estimate)
     assert parent.data.tags["trickbag.provenance.code"] == "abc123"
+    assert parent.data.tags["trickbag.provenance.data_fingerprint"] == "f00"
+    assert parent.data.tags["trickbag.recommendation"] == "epochs"
+    for effect in data.analysis.effects:
+        assert parent.data.tags[f"trickbag.verdict.{effect.factor}"] == effect.verdict
+        assert parent.data.metrics[f"effect_low/{effect.factor}"] == pytest.approx(effect.low)
+        assert parent.data.metrics[f"effect_high/{effect.factor}"] == pytest.approx(effect.high)
+    for name, value in {
+        "recommendation/gain": 4.8,
+        "recommendation/gain_low": 4.1,
+        "recommendation/gain_high": 5.5,
+        "recommendation/cost_multiple": 2.0,
+        "comparison/candidate_vs_baseline/test/difference": 7.07,
+        "comparison/candidate_vs_baseline/test/low": 6.4,
+        "comparison/candidate_vs_baseline/test/high": 7.7,
+        "comparison/candidate_vs_baseline/test/p_holm": 4e-4,
+        "gain_test": 7.07,
+        "runs/finished": 10,
+        "runs/diverged": 1,
+        "runs/failed": 1,
+        "plan/epochs_trained": 40.5,
+    }.items():
+        assert parent.data.metrics[name] == pytest.approx(value)
     assert below.keys() == {(a.name, r.seed) for a in data.arms for r in a.runs}
     for arm in data.arms:
         for run in arm.runs:
@@ -503,6 +735,7 @@ def test_mlflow_holds_the_study(data, runs, tracked):
             assert (tags["trickbag.run"], tags["trickbag.status"]) == (run.run_id, run.status)
             assert (tags["trickbag.stage"], tags["trickbag.message"]) == (run.stage, run.message)
             params = logged.data.params
+            assert (params["arm"], params["seed"]) == (arm.name, str(run.seed))
             for factor in data.factors:
                 on = factor.key in arm.factors_on
                 assert params[f"factor/{factor.key}"] == ("on" if on else "off")
@@ -527,6 +760,7 @@ def test_mlflow_artifacts_of_the_study(data, tracked):
     place = folder / "mlflow-artifacts" / parent.info.run_id / "artifacts"
     assert ReportData.from_json((place / "report.json").read_text()) == data
     assert (place / "recipes" / "baseline.yaml").read_text() == data.recipes["baseline"]
+    assert (place / "recipes" / "recommended.yaml").read_text() == data.recommendation.recipe
     assert "<html" in (place / "report.html").read_text()
     table = json.loads((place / "effects.json").read_text())
     by = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -573,6 +807,44 @@ def test_mlflow_again_updates_and_adds_nothing(data, runs, tracked):
     assert parent.info.run_id == before[0]
     assert "final/accuracy" not in below["+mixup", 2].data.metrics, "what it had is taken back"
     assert below["candidate", 0].data.metrics["final/accuracy"] == data.arm("candidate").runs[0].value
+
+
+def test_mlflow_names_no_trick_that_an_arm_predicts_without(data):
+    """The arm without it is read off the run that was trained with it."""
+    factors = [Factor("sgd", "+ sgd", "absent", "sgd", True), *data.factors[1:]]
+    one = dataclasses.replace(data, factors=factors)
+    arm, run = one.arms[0], one.arms[0].runs[0]
+    on = dataclasses.replace(arm, factors_on=["sgd"])
+    names = [{key for key in child_of(one, a, run, None, 1).params if "/sgd" in key} for a in (arm, on)]
+    assert names[0] == {"factor/sgd"}
+    assert "recipe/tricks/sgd/lr" in names[1]
+
+
+def test_mlflow_of_a_study_that_goes_on(data, runs, tmp_path):
+    from mlflow import MlflowClient
+
+    going = dataclasses.replace(awkward(data), unfinished="11 of 12 runs; go on with: resume")
+    export(awkward(data), "mlflow", tmp_path, runs=runs, name="it")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    over = dataclasses.replace(
+        edit_run(going, "candidate", 2, status="finished", value=87.0), unfinished="", recommendation=None
+    )
+    seen = []
+    for one in (going, over, going):
+        export(one, "mlflow", tmp_path, runs=runs, name="it")
+        parent, below = children(client, "it")
+        seen.append(parent.info.run_id)
+        ended = {(a.name, r.seed) for a in one.arms for r in a.runs if r.status != "pending"}
+        assert below.keys() == ended
+        assert parent.info.status == ("RUNNING" if one.unfinished else "FINISHED")
+        assert parent.data.tags["trickbag.unfinished"] == one.unfinished
+        assert parent.data.metrics["runs/pending"] == bool(one.unfinished)
+        logged = below["candidate", 0].data.metrics
+        assert (logged["sealed/balanced_accuracy"], logged["final/accuracy"]) == (81.5, 90.0)
+        assert logged["raw/accuracy"] == pytest.approx(data.arm("candidate").runs[0].curve[-1][1])
+        assert not [key for key in logged if " " in key]
+        assert ("recommendation/gain" in parent.data.metrics) == (one is going), "nothing stale is kept"
+    assert len(set(seen)) == 2
 
 
 def test_mlflow_at_any_uri_under_any_name(data, tracked):

@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from trickbag.errors import StudyError
-from trickbag.study.blocks import divergence_p
 from trickbag.study.power import noncentrality, t_level
 from trickbag.study.statistics import (
     Contrast,
@@ -24,6 +23,7 @@ from trickbag.study.statistics import (
     paired,
     smallest_detectable,
 )
+from trickbag.study.table import divergence_p
 
 
 def simulate(rng, factors, seeds, effects=None, sd=1.0, block_sd=1.5):
@@ -77,8 +77,9 @@ def test_block_model_agrees_with_statsmodels(holes):
     import statsmodels.api as sm
 
     rng = np.random.default_rng(3)
-    values, contrasts = simulate(rng, 5, 6, effects=[1, 0, 0, 2, -1])
+    values, _ = simulate(rng, 5, 6, effects=[1, 0, 0, 2, -1])
     arms = list(values)
+    contrasts = [Contrast(f"f{i}", arms[i], arms[i + 1]) for i in range(5)]
     for arm, seed in zip(rng.permutation(arms)[:holes], rng.permutation(6)[:holes], strict=True):
         values[arm][int(seed)] = math.nan
     analysis = analyze(values, contrasts, delta=0.3)
@@ -94,6 +95,7 @@ def test_block_model_agrees_with_statsmodels(holes):
     for i, effect in enumerate(analysis.effects):
         c = np.zeros(x.shape[1])
         c[1 + i] = -1
+        c[i] += i > 0
         oracle = ols.t_test(c)
         assert effect.estimate == pytest.approx(oracle.effect.item())
         assert effect.se == pytest.approx(oracle.sd.item())
@@ -300,7 +302,8 @@ def test_equivalence_agrees_with_statsmodels(delta):
         (effect,) = analysis.effects
         assert effect.p_equivalence == pytest.approx(ttost_paired(a, b, -delta, delta)[0])
         assert effect.p_equivalence == equivalence_p(effect.estimate, effect.se, effect.df, delta)
-        assert (effect.verdict == "equivalent") == (effect.p_equivalence < 0.05 <= effect.p_holm)
+        within = -delta <= effect.low <= effect.high <= delta
+        assert (effect.verdict == "equivalent") == (effect.p_equivalence < 0.05 <= effect.p_holm and within)
     assert (equivalence_p(0, 0, 4, delta), equivalence_p(delta, 0, 4, delta)) == (0, 1)
 
 
@@ -439,13 +442,189 @@ def test_idle_factors_that_diverge_claim_nothing(design, seeds):
     assert false / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
+# ---- arms that are noisier than others ------------------------------------------------------
+
+
+def family_errors(rng, design, factors, seeds, ratio, arm, studies=800):
+    """Share of studies of idle factors with a claim, where one arm is noisier than the others."""
+
+    def noise(rng, shape):
+        e = rng.standard_normal(shape)
+        e[arm] *= ratio
+        return e
+
+    studies_of = (idle(rng, design, factors, seeds, noise) for _ in range(studies))
+    return (
+        sum(any(e.verdict in ("helps", "hurts") for e in analyze(*s).effects) for s in studies_of) / studies
+    )
+
+
+def test_a_shared_arm_is_judged_by_its_own_noise_too():
+    """Against the formula; where the shared arm is quiet, by the common variance."""
+    values, contrasts = idle(np.random.default_rng(50), "leave-one-out", 6, 4)
+    y = np.array([list(runs.values()) for runs in values.values()])
+
+    def variances(y):
+        others = y[1:] - y[1:].mean(0) - y[1:].mean(1, keepdims=True) + y[1:].mean()
+        a, b = (y[0] - y[1:].mean(0)).var(ddof=1), 5 / 6 * (others**2).sum() / 15
+        every = y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+        return a, b, 2 * (every**2).sum() / 18
+
+    for scale in (0.1, 4):
+        y[0] = y[1:].mean(0) + scale * np.array([1.0, -1.0, 0.5, -0.5])
+        values["arm 0"] = dict(enumerate(y[0].tolist()))
+        a, b, common = variances(y)
+        assert (a + b > common) == (scale > 1)
+        analysis = analyze(values, contrasts, overall=contrasts[0])
+        for effect in (*analysis.effects, analysis.overall):
+            assert effect.se == pytest.approx(math.sqrt(max(a + b, common) / 4))
+            assert effect.df == pytest.approx(min(18, (a + b) ** 2 / (a**2 / 5 + b**2 / 15)))
+            assert effect.p == pytest.approx(2 * stats.t.sf(abs(effect.estimate) / effect.se, effect.df))
+        assert "All effects share an arm" in analysis.method
+        assert "overall" not in analysis.method
+    values["arm 3"][1] = None
+    effect, *_ = analyze(values, contrasts).effects
+    assert effect.se == pytest.approx(math.sqrt((a + b) / 4), rel=0.1), "with a hole, about the same"
+    two = {arm: values[arm] for arm in ("arm 0", "arm 1")}
+    assert "share an arm" not in analyze(two, contrasts[:1]).method
+
+
+@pytest.mark.parametrize(
+    ("design", "seeds", "ratio", "bound"),
+    [
+        ("leave-one-out", 3, 2, 0.06),
+        ("leave-one-out", 3, 3, 0.063),
+        ("one-at-a-time", 5, 3, 0.05),
+        ("leave-one-out", 8, 2, 0.05),
+    ],
+)
+def test_a_noisy_shared_arm_claims_nothing(design, seeds, ratio, bound):
+    """By the common variance it is .19 to .20 at three times the others' noise, at any number of seeds."""
+    rng = np.random.default_rng(51 + seeds)
+    assert family_errors(rng, design, 8, seeds, ratio, 0) <= bound + 3 * math.sqrt(0.05 * 0.95 / 800)
+
+
+@pytest.mark.parametrize(("design", "seeds"), [("leave-one-out", 3), ("ladder", 5)])
+def test_an_arm_that_stands_out_claims_little(design, seeds):
+    """It is .10 by the common variance in the one design, and .13 in the other."""
+    bound = 0.085 if design == "ladder" else 0.06
+    rng = np.random.default_rng(61 + seeds)
+    assert family_errors(rng, design, 8, seeds, 3, 3) <= bound + 3 * math.sqrt(0.05 * 0.95 / 800)
+
+
+def test_an_arm_that_stands_out_is_judged_by_its_own_noise():
+    values, contrasts = idle(np.random.default_rng(70), "ladder", 6, 5)
+    for seed, shift in enumerate((2.5, -2, 1, -2.5, 1)):
+        values["arm 6"][seed] += shift
+    analysis = analyze(values, contrasts)
+    assert not analysis.heteroscedastic
+    *quiet, loud = analysis.effects
+    differences = np.array([d for _, d in loud.pairs])
+    assert (loud.se, loud.df) == (pytest.approx(math.sqrt(differences.var(ddof=1) / 5)), 8)
+    assert "noisier" in loud.note
+    assert [(e.df, e.note) for e in quiet] == [(24, "")] * 5
+    assert [e.se for e in quiet] == pytest.approx([quiet[0].se] * 5)
+    assert "stood out as noisier (F tests, 20 % over all arms: arm 6)" in analysis.method
+
+
+# ---- arms of one training --------------------------------------------------------------------
+
+
+def read_off(rng, design, trained, free, seeds, within=0.3, gains=()):
+    """A study whose last ``free`` factors act only when predicting; the last value maps arm to training."""
+    keys = range(trained + free)
+    everything, nothing = frozenset(keys), frozenset()
+    cells = {
+        "leave-one-out": [everything, *(everything - {k} for k in keys)],
+        "one-at-a-time": [nothing, *(frozenset({k}) for k in keys)],
+        "ladder": [frozenset(range(k)) for k in range(trained + free + 1)],
+    }[design]
+    cores = [cell - set(range(trained, trained + free)) for cell in cells]
+    order = list(dict.fromkeys(cores))
+    rows = [order.index(core) for core in cores]
+    y = 80 + rng.standard_normal(seeds) + rng.standard_normal((len(order), seeds))[rows]
+    y += within * rng.standard_normal(y.shape)
+    for k, gain in enumerate(gains):
+        y += gain * np.array([[k in cell] for cell in cells])
+    values = {f"arm {i}": dict(enumerate(row.tolist())) for i, row in enumerate(y)}
+    ends = (ENDS[design](i) for i in keys)
+    contrasts = [Contrast(f"f{i}", f"arm {a}", f"arm {b}") for i, (a, b) in enumerate(ends)]
+    return values, contrasts, {f"arm {i}": f"training {row}" for i, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize("design", ENDS)
+def test_arms_of_one_training_are_no_independent_runs(design):
+    values, contrasts, runs = read_off(np.random.default_rng(80), design, 4, 3, 5, gains=[1, 0, 0, 0, 2])
+    analysis, naive = (analyze(values, contrasts, runs=r) for r in (runs, None))
+    trained, free = analysis.effects[:4], analysis.effects[4:]
+    assert [e.estimate for e in analysis.effects] == pytest.approx([e.estimate for e in naive.effects])
+    first = {run: arm for arm, run in reversed(runs.items())}
+    distinct = {arm: values[arm] for arm in first.values()}
+    names = {arm: first[run] for arm, run in runs.items()}
+    alone = [Contrast(c.factor, names[c.plus], names[c.minus]) for c in contrasts[:4]]
+    oracle = analyze(distinct, alone)
+    assert analysis.sd_paired == pytest.approx(oracle.sd_paired)
+    assert analysis.correlation == pytest.approx(oracle.correlation)
+    for effect, other in zip(trained, oracle.effects, strict=True):
+        assert (effect.se, effect.df) == pytest.approx((other.se, other.df))
+    for effect in free:
+        assert effect.p == pytest.approx(stats.ttest_1samp([d for _, d in effect.pairs], 0).pvalue)
+        assert (effect.df, effect.verdict) == (4, "helps" if effect.factor == "f4" else "undetected")
+    assert len(analysis.residuals) == 5 * 5
+    assert all(values[a][s] == pytest.approx(f + r) for a, s, f, r in analysis.residuals)
+    assert "differences within runs" in analysis.method
+    assert "within runs" not in naive.method
+    with pytest.raises(StudyError, match="did you mean 'arm 1'"):
+        analyze(values, contrasts, runs={"arm1": "x"})
+
+
+def test_a_rung_is_compared_by_its_own_readings():
+    """Two arms of one training, each an end of another contrast: estimates are of the arms that are named."""
+    values, _, _ = read_off(np.random.default_rng(81), "ladder", 4, 0, 4)
+    runs = {"arm 1": "one", "arm 2": "one"}
+    contrasts = [Contrast(f"f{i}", f"arm {i + 1}", f"arm {i}") for i in range(4)]
+    for hole in (None, ("arm 4", 2), ("arm 0", 1)):
+        if hole:
+            values[hole[0]][hole[1]] = None
+        effects = analyze(values, contrasts, runs=runs).effects
+        assert [e.df for e in effects] == pytest.approx(
+            [9 - (hole is not None) - (hole == ("arm 0", 1))] + [3] + [effects[0].df] * 2
+        )
+        if hole is None:
+            assert [e.estimate for e in effects] == pytest.approx(
+                [np.mean([d for _, d in e.pairs]) for e in effects]
+            )
+    values["copy"] = dict(values["arm 3"])
+    again = analyze(values, contrasts, runs={**runs, "copy": "one"})
+    assert again.effects[1].p == effects[1].p
+
+
+@pytest.mark.parametrize(
+    ("design", "free", "seeds"), [("leave-one-out", 6, 3), ("ladder", 4, 3), ("one-at-a-time", 3, 5)]
+)
+def test_idle_factors_read_off_one_training_claim_nothing(design, free, seeds):
+    """Counted as runs, readings of one training gave .07 to .09 in the first of these."""
+    rng = np.random.default_rng(90 + seeds)
+    false, covered = 0, []
+    for _ in range(700):
+        values, contrasts, runs = read_off(rng, design, 8 - free, free, seeds)
+        effects = analyze(values, contrasts, runs=runs).effects
+        false += any(e.verdict in ("helps", "hurts") for e in effects)
+        covered.append(np.mean([e.low <= 0 <= e.high for e in effects]))
+    assert false / 700 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 700)
+    assert np.mean(covered) >= 0.95 - 3 * np.std(covered) / math.sqrt(700)
+
+
 # ---- promises, by simulation ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("design", ENDS)
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_a_a_studies_claim_nothing(design, seeds):
-    """Family-wise and discovery errors, and coverage of both kinds of intervals, with 20 idle factors."""
+    """Family-wise and discovery errors, and coverage of both kinds of intervals, with 20 idle factors.
+
+    Where all share an arm, the guard against its noise makes individual intervals of .95 cover .96 to .97.
+    """
     rng = np.random.default_rng(100 + seeds)
     studies, false, found, unequal = 1000, 0, 0, 0
     covered, together = [], 0
@@ -463,7 +642,8 @@ def test_a_a_studies_claim_nothing(design, seeds):
     assert together / studies >= 0.95 - 3 * error
     assert found / studies <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / studies)
     # Contrasts of one study share arms: the Monte-Carlo error is that of studies, not of contrasts.
-    assert np.mean(covered) == pytest.approx(0.95, abs=3 * np.std(covered) / math.sqrt(studies))
+    error = 3 * np.std(covered) / math.sqrt(studies)
+    assert 0.95 - error <= np.mean(covered) <= (0.95 if design == "ladder" else 0.968) + error
     assert unequal / studies <= 0.01 + 3 * math.sqrt(0.01 / studies)
 
 
@@ -485,7 +665,7 @@ def test_noise_need_not_be_normal(noise, bound, seeds):
         false += any(e.verdict in ("helps", "hurts") for e in effects)
         covered.append(np.mean([e.low <= 0 <= e.high for e in effects]))
     assert false / 1000 <= bound + 3 * math.sqrt(0.05 * 0.95 / 1000)
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    assert 0.93 <= np.mean(covered) <= 0.98
 
 
 def test_coverage_with_effects_and_missing_runs():
@@ -497,13 +677,15 @@ def test_coverage_with_effects_and_missing_runs():
         values[f"without {rng.integers(8)}"][int(rng.integers(5))] = math.nan
         effects = analyze(values, contrasts).effects
         covered.append(np.mean([e.low <= t <= e.high for e, t in zip(effects, truth, strict=True)]))
-    assert np.mean(covered) == pytest.approx(0.95, abs=3 * np.std(covered) / math.sqrt(1000))
+    error = 3 * np.std(covered) / math.sqrt(1000)
+    assert 0.95 - error <= np.mean(covered) <= 0.968 + error
 
 
 @pytest.mark.parametrize(("factors", "seeds"), [(6, 3), (12, 5)])
 def test_power_at_the_detectable_effect(factors, seeds):
     rng = np.random.default_rng(factors)
-    effect = smallest_detectable(math.sqrt(2), seeds, factors, factors + 1)
+    effect = smallest_detectable(math.sqrt(2), seeds, factors, factors + 1, shared=True)
+    assert effect < 1.2 * smallest_detectable(math.sqrt(2), seeds, factors, factors + 1)
     helps, printed = 0, []
     for _ in range(1200):
         values, contrasts = simulate(rng, factors, seeds, effects=[effect] + [0] * (factors - 1))
@@ -511,20 +693,26 @@ def test_power_at_the_detectable_effect(factors, seeds):
         helps += found.verdict == "helps"
         printed.append(found.detectable)
     assert helps / 1200 == pytest.approx(0.8, abs=0.04)
-    assert np.median(printed) == pytest.approx(effect, rel=0.05), "the study prints what the plan promised"
+    assert np.median(printed) == pytest.approx(effect, rel=0.07), "the study prints what the plan promised"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_equivalence_is_not_claimed_at_the_margin(sign):
     rng = np.random.default_rng(21)
-    false = []
+    false, called = [], 0
     for _ in range(1000):
         values, contrasts = simulate(rng, 6, 5, effects=[sign * 2.5] * 6)
         effects = analyze(values, contrasts, delta=2.5).effects
         false.append(np.mean([e.p_equivalence < 0.05 for e in effects]))
-    assert np.mean(false) == pytest.approx(0.05, abs=3 * np.std(false) / math.sqrt(1000))
+        alike = [e for e in effects if e.verdict == "equivalent"]
+        assert all(-2.5 <= e.low <= e.high <= 2.5 for e in alike)
+        called += len(alike) > 0
+    assert 0.02 < np.mean(false) <= 0.05 + 3 * np.std(false) / math.sqrt(1000)
+    assert called / 1000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000), "by any of the factors"
     values, contrasts = simulate(rng, 6, 8, sd=0.5)
-    assert any(e.verdict == "equivalent" for e in analyze(values, contrasts, delta=2.5).effects)
+    analysis = analyze(values, contrasts, delta=2.5)
+    assert any(e.verdict == "equivalent" for e in analysis.effects)
+    assert "(corrected over factors by Holm's method)" in analysis.method
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 12, 35, 200])

@@ -39,14 +39,24 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
             f"{figures['steps']} steps" + (f" ({shared} shared)" if shared else "")
         )
         _show_saving(out, figures)
-    sd = figures["detectable_in_sd"]
-    if sd is None:
+    _show_detectable(out, figures)
+
+
+def _show_detectable(out: Console, figures: dict[str, Any]) -> None:
+    sd, free = figures["detectable_in_sd"], figures.get("detectable_free_in_sd")
+    all_free = all(factor["free"] for factor in figures["factors"])
+    if sd is None and free is None:
         out.print("[yellow]too few runs to estimate the noise: no interval, no verdict[/yellow]")
-    else:
+    if sd is not None and not all_free:
         out.print(
             f"smallest effect it finds with 80 % power: {sd:.1f} sd of a paired difference; roughly "
             f"{figures['detectable_points']:.1f} points, if accuracy lies near 80 % on "
             f"{figures['selection_images']} selection images"
+        )
+    if free is not None:
+        out.print(
+            f"smallest effect of a factor without training that it finds with 80 % power: {free:.1f} sd of "
+            "what it changes within a run"
         )
 
 

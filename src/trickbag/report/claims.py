@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trickbag.report.content import Comparison, Opening, ReportData, interval, p_value, points
-from trickbag.report.shown import arm_label, finding, role
+from trickbag.report.names import short
+from trickbag.report.shown import arm_label, finding, is_advised, role, sealed_name
+from trickbag.report.times import advised_multiple
+from trickbag.study.statistics import Effect, Verdict
 
 _NAMED = 6
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was shown, or was not, in a sentence; ``href`` leads to the runs that it rests on."""
+
+    text: str
+    look: Verdict
+    href: str
 
 
 def count(n: int, noun: str) -> str:
@@ -21,13 +34,18 @@ def join(words: Sequence[str]) -> str:
 
 
 def advice(data: ReportData) -> str | None:
-    """The recommended recipe, its expected gain and its cost, in a sentence; None without one."""
+    """The recommended recipe, its gain and its cost, in a sentence; None without one.
+
+    What was shown of it on the sealed split comes first; otherwise what is expected of it.
+    """
     one = data.recommendation
     if one is None:
         return None
-    names = [data.label(key) for key in one.factors_on]
-    if not names:
+    if not one.factors_on:
+        if data.unfinished:
+            return "So far the best recipe is the baseline: no factor is expected to be worth its time."
         return "Recommended: the baseline as it is. No factor is expected to be worth its training time."
+    names = [short(data, key) for key in one.factors_on]
     if len(names) == len(data.factors) and len(names) > 1:
         what = f"the candidate, with all {len(names)} factors"
     elif len(names) > _NAMED:
@@ -38,8 +56,26 @@ def advice(data: ReportData) -> str | None:
         "an unknown gain" if one.gain is None else f"an expected {points(one.gain)} points of {data.metric}"
     )
     sure = "" if one.low is None or one.high is None else f" {interval(one.low, one.high)}"
-    cost = "" if one.cost_multiple is None else f", at ×{one.cost_multiple:.2f} the training time"
-    return f"Recommended: {what}, for {gain}{sure} over the baseline{cost}."
+    multiple = advised_multiple(data)
+    cost = "" if multiple is None else f", at ×{multiple:.2f} the training time"
+    if data.unfinished:
+        return f"So far the best recipe is {what}, for {gain}{sure} over the baseline{cost}."
+    proof = _proof(data)
+    if proof is None:
+        return f"Recommended: {what}, for {gain}{sure} over the baseline{cost}."
+    hoped = "" if one.gain is None else f" (expected on the selection split: {points(one.gain)}{sure})"
+    return (
+        f"{points(proof.difference)} points of {data.metric} over the baseline on the sealed {proof.split} "
+        f"split {interval(proof.low, proof.high)}: use {what}{hoped}{cost}."
+    )
+
+
+def _proof(data: ReportData) -> Comparison | None:
+    """The recommended recipe against the baseline on the sealed split, if a gain was shown there."""
+    for c in data.comparisons:
+        if is_advised(data, c.plus) and c.minus == data.baseline and c.split != "selection":
+            return c if finding(data, c) == "helps" and c.low is not None else None
+    return None
 
 
 def weighty(data: ReportData) -> list[Comparison]:
@@ -48,12 +84,87 @@ def weighty(data: ReportData) -> list[Comparison]:
     return sealed or data.comparisons
 
 
-def claims(data: ReportData) -> list[str]:
-    """What survives the corrected interval, and what does not, a sentence for each comparison."""
-    return [_claim(data, c) for c in weighty(data)]
+def foremost(data: ReportData) -> Comparison | None:
+    """The comparison to read first: the recommended recipe against the baseline, on the sealed split."""
+    order = sorted(
+        data.comparisons,
+        key=lambda c: (not is_advised(data, c.plus), c.split == "selection", c.minus != data.baseline),
+    )
+    return order[0] if order else None
 
 
-def _claim(data: ReportData, c: Comparison) -> str:
+def untested(data: ReportData) -> bool:
+    """True if the sealed split was opened, and not for the recommended recipe."""
+    one = data.recommendation
+    if one is None:
+        return False
+    sealed = [c for c in data.comparisons if c.split != "selection"]
+    tested = {name for c in sealed for name in (c.plus, c.minus)}
+    tested |= {a.name for a in data.arms if any(r.sealed is not None for r in a.runs)}
+    tested |= {name for o in data.openings for name in o.arms}
+    if data.confirm is not None:
+        tested |= {data.baseline, data.candidate}
+    return bool(tested) and one.arm not in tested
+
+
+def claims(data: ReportData) -> list[Claim]:
+    """What survives the corrected interval, and what does not, a claim for each comparison."""
+    found = [_claim(data, c) for c in weighty(data)]
+    return [*found, *_nothing(data)] if found else []
+
+
+def whole_claims(data: ReportData) -> list[Claim]:
+    """What was shown of the whole candidate, in studies without comparisons on fresh seeds."""
+    found = []
+    if data.analysis.overall is not None and data.analysis.overall.estimate is not None:
+        found.append(_overall(data, data.analysis.overall))
+    if data.confirm is not None:
+        found.append(_confirmed(data))
+    return [*found, *_nothing(data)]
+
+
+def _nothing(data: ReportData) -> list[Claim]:
+    if not untested(data):
+        return []
+    text = (
+        f"Not shown: anything of the recommended recipe on the sealed {sealed_name(data)} split. It was not "
+        "tested there."
+    )
+    return [Claim(text, "undetected", "#recommended")]
+
+
+def _overall(data: ReportData, e: Effect) -> Claim:
+    size = f"on the selection split, {points(e.estimate or 0.0)} points of {data.metric}"
+    sure = "" if e.low is None else f" ({100 * (1 - data.alpha):g} % interval {interval(e.low, e.high)})"
+    rest = f"{size}{sure} over {count(e.n_pairs, 'seed')}{f'; {e.note}' if e.low is None and e.note else ''}."
+    look: Verdict = "undetected" if e.low is None else e.verdict
+    return Claim(_sentence(data, look, "the candidate", "the baseline", rest), look, "#overall-0")
+
+
+def _confirmed(data: ReportData) -> Claim:
+    c = data.confirm
+    if c is None:
+        raise ValueError("no result on the sealed split")
+    look: Verdict = "undetected"
+    if c.low is not None and c.high is not None and (c.low > 0 or c.high < 0):
+        look = "helps" if c.low > 0 else "hurts"
+    sure = "" if c.low is None else f" ({100 * (1 - data.alpha):g} % interval {interval(c.low, c.high)})"
+    rest = (
+        f"on the sealed {c.split} split, {c.candidate:.2f} against {c.baseline:.2f}: "
+        f"{points(c.difference)} points{sure} over {count(c.n, 'seed')}."
+    )
+    return Claim(_sentence(data, look, "the candidate", "the baseline", rest), look, "#overall-1")
+
+
+def _sentence(data: ReportData, look: Verdict, plus: str, minus: str, rest: str) -> str:
+    if look in ("helps", "hurts"):
+        return f"Shown: {plus} {'beats' if look == 'helps' else 'is worse than'} {minus} {rest}"
+    if look == "equivalent":
+        return f"Shown: {plus} equals {minus} to within ±{data.delta:g} points {rest}"
+    return f"Not shown: a difference between {plus} and {minus} {rest}"
+
+
+def _claim(data: ReportData, c: Comparison) -> Claim:
     plus, minus, look = role(data, c.plus), role(data, c.minus), finding(data, c)
     size = f"{points(c.difference)} points of {data.metric}"
     sure = [] if c.low is None else [f"corrected interval {interval(c.low, c.high)}"]
@@ -62,18 +173,15 @@ def _claim(data: ReportData, c: Comparison) -> str:
     brackets = f" ({', '.join(sure)})" if sure else ""
     where = f"on the {'sealed ' if c.split != 'selection' else ''}{c.split} split"
     seeds = f"over {count(len(c.pairs), 'fresh seed')}" if c.pairs else "on fresh seeds"
+    note = f"; {c.note}" if c.note else ""
     chance = (
-        ""
-        if c.chance is None
-        else f" With one seed for both, a new run of the first is better with probability {c.chance:.2f}."
+        f" With one seed for both, a new run of the first is better with probability {c.chance:.2f}."
+        if c.chance is not None and look in ("helps", "hurts")
+        else ""
     )
-    if look in ("helps", "hurts"):
-        verb = "beats" if look == "helps" else "is worse than"
-        return f"Shown: {plus} {verb} {minus} {where}, {size}{brackets} {seeds}.{chance}"
-    if look == "equivalent":
-        within = f"to within ±{data.delta:g} points"
-        return f"Shown: {plus} equals {minus} {within} {where}, {size}{brackets} {seeds}."
-    return f"Not shown: a difference between {plus} and {minus} {where}, {size}{brackets} {seeds}."
+    rest = f"{where}, {size}{brackets} {seeds}{note}.{chance}"
+    href = f"#comparison-{data.comparisons.index(c)}"
+    return Claim(_sentence(data, look, plus, minus, rest), look, href)
 
 
 def openings(data: ReportData) -> list[str]:

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from trickbag.report import svg
 from trickbag.report.content import Comparison, ReportData, p_value, points
 from trickbag.report.forest import around, whiskers, x_axis
+from trickbag.report.names import ingredients
 from trickbag.report.shown import arm_label, finding, span
 
 
@@ -50,6 +51,7 @@ def _compared(data: ReportData, index: int, c: Comparison, x: svg.Scale, row: fl
     wide = width >= 600
     look, y = finding(data, c), (row / 2 if wide else 72)
     title = f"{arm_label(data, c.plus)} − {arm_label(data, c.minus)}"
+    ends = data.arm(c.plus), data.arm(c.minus)
     where = f"{c.split} split, {len(c.pairs)} seeds"
     numbers = f"{points(c.difference)} {'no interval' if c.low is None else span(c.low, c.high)}"
     marks = [
@@ -58,14 +60,14 @@ def _compared(data: ReportData, index: int, c: Comparison, x: svg.Scale, row: fl
     ]
     if wide:
         marks += [
-            svg.label(0, y - 9, title, 275, most=1, titled=False),
+            svg.label(0, y - 9, title, 275, most=1),
             svg.words(0, y + 15, where, "note"),
             svg.words(680, y + 5, numbers, "number"),
             svg.words(width, y + 5, p_value(c.p_holm), f"number verdict {look}", "end"),
         ]
     else:
         marks += [
-            svg.label(0, 15, title, width, most=1, titled=False),
+            svg.label(0, 15, title, width, most=1),
             svg.words(0, 40, numbers, "number"),
             svg.words(width, 40, where, "note", "end"),
         ]
@@ -73,7 +75,8 @@ def _compared(data: ReportData, index: int, c: Comparison, x: svg.Scale, row: fl
     for _, difference in c.pairs:
         marks.append(svg.tag("circle", cx=x(difference), cy=y + 13, r=3.6, class_="seed"))
     marks.append(svg.glyph(look, x(c.difference), y, 7))
-    lines = [title, where, f"{numbers}, points"]
+    lines = [title, where, *(f"{arm_label(data, a.name)}: {ingredients(data, a)}" for a in ends if a)]
+    lines += [f"{numbers}, points", *([c.note] if c.note else [])]
     if c.low_bca is not None:
         lines.append(f"BCa bootstrap interval {span(c.low_bca, c.high_bca)}")
     lines.append(f"p {p_value(c.p)}, after Holm {p_value(c.p_holm)}")

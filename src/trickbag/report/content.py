@@ -124,7 +124,7 @@ class PairEffect:
     Attributes:
         first, second: keys of the factors.
         estimate: of the interaction.
-        low, high: its interval; None without one.
+        low, high: its interval, which holds for all pairs at once; None without one.
         aliased: other interactions that the design cannot tell from it, as ``"a x b"``.
     """
 
@@ -277,8 +277,8 @@ class ReportData:
         confirm: result on the sealed split; None while it is sealed.
         plan: figures of the plan: ``results`` (an arm and a seed each), ``training_runs`` (that these are
             read off, those of other studies included), ``epochs_naive`` (if each result were trained by
-            itself), ``epochs_trained``, ``budget``, ``seconds_estimated``, ``seconds_actual``, or others. Keys that
-            begin with ``seconds`` are shown as durations.
+            itself), ``epochs_trained``, ``budget``, ``seconds_estimated``, ``seconds_actual``, or others.
+            Keys that begin with ``seconds`` are shown as durations.
         provenance: code version, data fingerprint, data facts, seeds, hardware, versions, command.
         recipes: YAML by name.
         metrics: what can be shown in place of the primary metric, costs included; the primary one first.

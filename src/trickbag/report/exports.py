@@ -11,8 +11,8 @@ from trickbag.errors import UsageError, nearest
 from trickbag.report.content import ReportData
 
 KINDS = {
-    "csv": "runs, effects, learning curves and comparisons, a file each, for spreadsheets, R and pandas",
-    "parquet": "the same with types, and with the study's provenance in the metadata",
+    "csv": "runs, effects, learning curves, comparisons and the recommendation, a file each",
+    "parquet": "the same with types, and with units and the study's provenance in the metadata",
     "latex": "tables of effects, recipes and comparisons with booktabs",
     "markdown": "the same and the verdict, for GitHub",
     "mlflow": "the study as a run of MLflow, its training runs below it",
@@ -81,7 +81,8 @@ def _csv(
     data: ReportData, out: Path, runs: Path | None, tracking_uri: str | None, name: str
 ) -> list[Path | str]:
     from trickbag.engine.files import write_text
-    from trickbag.report.tables import csv_text, tables
+    from trickbag.report.spreadsheet import csv_text
+    from trickbag.report.tables import tables
 
     written: list[Path | str] = []
     for key, table in tables(data, runs, name).items():
@@ -113,7 +114,8 @@ def _latex(
     data: ReportData, out: Path, runs: Path | None, tracking_uri: str | None, name: str
 ) -> list[Path | str]:
     from trickbag.engine.files import write_text
-    from trickbag.report.typeset import latex, sheets
+    from trickbag.report.tex import latex
+    from trickbag.report.typeset import sheets
 
     written: list[Path | str] = []
     for sheet in sheets(data):

@@ -10,14 +10,20 @@ from markupsafe import Markup
 
 from trickbag.report import svg
 from trickbag.report.content import Metric, ReportData, p_value, points
+from trickbag.report.interactions import turned, turns
+from trickbag.report.names import short
 from trickbag.report.shown import (
+    ENTIRE,
     TIME,
     analysis_of,
     behind,
     digits,
     primary,
+    readings,
     span,
     unit,
+    unstudied,
+    word,
 )
 from trickbag.study.statistics import Effect
 
@@ -59,7 +65,7 @@ def forest(data: ReportData, metric: Metric, width: int) -> Markup | None:
     if wide:
         marks += [
             svg.words(0, 20, "Factor", "head"),
-            svg.words(650, 20, "Effect and interval", "head"),
+            svg.words(650, 20, f"{effect_name(data)} and interval", "head"),
             svg.words(width, 20, "Verdict" if main else f"Verdict on {data.metric}", "head", "end"),
         ]
     ticking = data.analyses.get(TIME)
@@ -87,6 +93,11 @@ def forest(data: ReportData, metric: Metric, width: int) -> Markup | None:
     marks.append(svg.words(right, low if wide else low + 18, f"{more} ▸", "note", "end"))
     name = f"Effect of each factor with its intervals, {unit(data, metric)}"
     return svg.svg(width, bottom + (50 if wide else 68), name, marks, "wide" if wide else "narrow")
+
+
+def effect_name(data: ReportData) -> str:
+    """What an effect of this design is: of two arms, or over all recipes that it was tried in."""
+    return "Effect" if data.design in ENTIRE else "Average effect"
 
 
 def _places(effects: Sequence[Effect], reach: Sequence[float]) -> int:
@@ -122,11 +133,12 @@ def _ends(metric: Metric, main: bool) -> tuple[str, str]:
 
 def _tip(data: ReportData, metric: Metric, judged: Effect, e: Effect, places: int, main: bool) -> str:
     if e.estimate is None:
-        return "\n".join([data.label(e.factor), "no estimate", *([e.note] if e.note else [])])
+        why = ["not crossed in this design"] if unstudied(data, judged) else [e.note] if e.note else []
+        return "\n".join([data.label(e.factor), "no estimate", *why])
     with_, without = behind(data, e.factor)
     lines = [
         data.label(e.factor),
-        f"{points(e.estimate, places)} {unit(data, metric)}",
+        f"{effect_name(data).lower()} {points(e.estimate, places)} {unit(data, metric)}",
         f"{100 * (1 - data.alpha):g} % interval {span(e.low, e.high, places)}"
         if e.low is not None
         else "no interval",
@@ -137,13 +149,15 @@ def _tip(data: ReportData, metric: Metric, judged: Effect, e: Effect, places: in
         lines.append(f"{judged.verdict}, Holm p {p_value(e.p_holm)}")
         if e.detectable is not None:
             lines.append(f"detectable with 80 % power: {e.detectable:.2f}")
+        lines += [turned(data, turn) for turn in turns(data) if turn.factor == e.factor]
         if e.factor in data.chances:
             lines.append(f"chance that a run gains by it: {data.chances[e.factor]:.2f}")
     else:
         lines.append(f"on {data.metric}: {judged.verdict}")
     if e.note:
         lines.append(e.note)
-    return "\n".join([*lines, f"rests on {len(with_)} runs with it and {len(without)} without"])
+    lines.append(f"rests on {readings(data, with_)} with it and {readings(data, without)} without")
+    return "\n".join(lines)
 
 
 def _row(
@@ -158,10 +172,11 @@ def _row(
 ) -> list[Markup]:
     """One factor, drawn as if its row began at zero."""
     wide = width >= 600
-    label = data.label(e.factor)
+    label, said = data.label(e.factor), word(data, judged)
+    partners = [short(data, t.partner) for t in turns(data) if t.factor == e.factor] if main else []
     known = "no interval" if e.low is None else span(e.low, e.high, places)
     numbers = "no estimate" if e.estimate is None else f"{points(e.estimate, places)} {known}"
-    word = f"verdict {judged.verdict}"
+    look = f"verdict {judged.verdict}"
     y = row / 2 if wide else 61
     marks = [
         svg.tag("rect", x=-6, y=0, width=width + 12, height=row, class_="hit"),
@@ -169,14 +184,21 @@ def _row(
     ]
     if wide:
         marks += [
-            svg.label(0, y, label, 240, titled=False),
-            svg.words(650, y + 5, numbers, "number"),
-            svg.words(width, y + 5, judged.verdict, word, "end"),
+            svg.label(0, y, label, 240),
+            svg.words(650, y - 3 if partners else y + 5, numbers, "number"),
+            svg.words(width, y + 5, said, look, "end"),
         ]
+        if partners:
+            marks.append(svg.words(650, y + 14, svg.fit(f"depends on {partners[0]}", 190, 12.5), "note"))
     else:
+        name = (
+            label
+            if len(label) * 7.84 < width - 106
+            else f"+ {short(data, e.factor)}"[2 * (label[:2] != "+ ") :]
+        )
         marks += [
-            svg.label(0, 19, label, width - 100, most=1, titled=False),
-            svg.words(width, 24, judged.verdict, word, "end"),
+            svg.label(0, 19, name, width - 106, most=1),
+            svg.words(width, 24, said, look, "end"),
             svg.words(0, 43, numbers, "number"),
         ]
     if e.estimate is None:

@@ -24,7 +24,10 @@ from trickbag.report import (
     seeds,
     shown,
     svg,
+    text,
+    times,
     tradeoffs,
+    waterfall,
 )
 from trickbag.report.content import Metric, ReportData, duration, interval, p_value, points
 from trickbag.report.forest import NARROW, WIDE
@@ -33,9 +36,13 @@ from trickbag.report.wording import methods, verdict
 LADDER_TITLES = {
     "ladder": "The ladder: one factor after another",
     "leave-one-out": "The reverse ladder: the candidate without each factor",
-    "one-at-a-time": "The baseline with each factor",
+    "one-at-a-time": "Recipes: the baseline with each factor",
 }
 _PLAN_LABELS = {
+    "results": "results (a recipe and a seed each)",
+    "training_runs": "training runs behind them",
+    "epochs_naive": "epochs if each result were trained by itself",
+    "epochs_trained": "epochs trained",
     "runs": "runs in the study",
     "trained": "trained for it",
     "shared": "shared with others",
@@ -62,34 +69,51 @@ def render(data: ReportData) -> str:
     )
     environment.filters |= {"points": points, "tight": _tight, "p_value": p_value, "duration": duration}
     environment.globals |= {"interval": interval, "glyph": svg.glyph, "finding": shown.finding}
-    data = shown.clean(data)
+    environment.globals |= {"word": lambda effect: shown.word(data, effect)}
+    data = shown.dressed(data)
     metrics = shown.metrics(data)
     script = resources.files("trickbag.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
-    highlighted = seeds.highlighted(data)
+    highlighted, first = seeds.highlighted(data), claims.foremost(data)
     others = {m.name: figures(data, m) for m in metrics[1:]}
+    drawn, residuals, arms = figures(data, metrics[0]), noise.residual_plots(data), ladder.drawn_arms(data)
     return environment.get_template("report.html").render(
         data=data,
         verdict=verdict(data),
-        weighty=claims.weighty(data),
+        untested=claims.untested(data),
+        how_far=text.how_far(data),
+        advised_cost=times.advised_multiple(data),
+        foremost=first,
+        foremost_at=None if first is None else data.comparisons.index(first),
+        effect_name=forest.effect_name(data),
+        turning=_turning(data),
         openings=claims.openings(data),
         arm_label=lambda name: shown.arm_label(data, name),
         methods=methods(data),
         level=_tight(f"{100 * (1 - data.alpha):g} %"),
         metrics=metrics,
-        shown=figures(data, metrics[0]),
+        shown=drawn,
+        has={name: "<svg" in drawn[name] for name in drawn},
+        noisy=bool(data.analysis.sd_paired is not None or residuals),
+        repeated=any(len(a.values) > 1 for a in data.arms),
+        kinds=list(dict.fromkeys(shown.kind_of(data, a) for a in arms)),
         fresh=_both(lambda width: comparisons.fresh(data, width)),
-        waterfall=_both(lambda width: ladder.waterfall(data, width)),
+        waterfall=_both(lambda width: waterfall.waterfall(data, width)),
         heatmap=_both(lambda width: interactions.heatmap(data, width)),
         curves=_both(lambda width: seeds.curves(data, width)),
-        residuals=noise.residual_plots(data),
+        below=seeds.below_frame(data),
+        quiet=len(seeds.quiet_arms(data)),
+        pairing=noise.pairing(data),
+        residuals=residuals,
         entire=data.design in shown.ENTIRE,
-        drawn=len(ladder.drawn_arms(data)),
+        drawn=len(arms),
         ladder_title=LADDER_TITLES.get(data.design, "Measured recipes"),
         highlighted=highlighted,
         others=len(data.arms) - len(highlighted),
         effects=rows.effect_rows(data),
         arms=rows.arm_rows(data),
         runs=rows.run_rows(data),
+        readings=shown.readings(data, [(a.name, r.seed) for a in data.arms for r in a.runs]),
+        sealed=shown.sealed_name(data) if shown.any_sealed(data) else "",
         trouble=rows.trouble(data),
         clear=interactions.clear,
         gaps=interactions.gaps(data),
@@ -132,6 +156,14 @@ def figures(data: ReportData, metric: Metric) -> dict[str, str]:
     return {name: drawn[name] or Markup("<p>{}</p>").format(said[name]) for name in drawn}
 
 
+def _turning(data: ReportData) -> dict[str, list[str]]:
+    """What to add to a factor's chip: how its effect turns with a partner."""
+    found: dict[str, list[str]] = {}
+    for turn in interactions.turns(data):
+        found.setdefault(turn.factor, []).append(interactions.turned(data, turn))
+    return found
+
+
 def _both(draw: Any) -> Markup:
     """A figure for wide pages and paper, and one for phones."""
     return Markup("\n").join(chart for width in (WIDE, NARROW) if (chart := draw(width)) is not None)
@@ -154,6 +186,8 @@ def _pack(value: Any) -> str:
 def _tight(text: str) -> str:
     """Keep intervals, and numbers and their percent signs, on one line."""
     text = re.sub(r"\[[^\]\s]+, [^\]\s]+\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    text = re.sub(r"(?<!\S)([+−]) (?=\w)", "\\1\N{NO-BREAK SPACE}", text)
+    text = text.replace("→ ", "→\N{NO-BREAK SPACE}")
     text = re.sub(r"(?<=\d) (?=points\b)", "\N{NO-BREAK SPACE}", text)
     text = re.sub(r"\bp ([<=]) (?=\d)", "p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from trickbag.report import svg
 from trickbag.report.content import PairEffect, ReportData, points
+from trickbag.report.names import short, short_names
 from trickbag.report.shown import span
 
 
@@ -18,7 +20,7 @@ def pair_tip(data: ReportData, pair: PairEffect) -> str:
         f"{points(pair.estimate)} points of {data.metric}",
     ]
     if pair.low is not None:
-        lines.append(f"interval {span(pair.low, pair.high)}")
+        lines.append(f"interval, for all pairs at once {span(pair.low, pair.high)}")
     if pair.aliased:
         lines.append(f"not told from {', '.join(pair.aliased[:4])}{' …' if len(pair.aliased) > 4 else ''}")
     return "\n".join(lines)
@@ -27,6 +29,48 @@ def pair_tip(data: ReportData, pair: PairEffect) -> str:
 def clear(pair: PairEffect) -> bool:
     """True if the interval of an interaction leaves out zero."""
     return pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A factor whose effect has one sign with a partner on, and the other with it off, in points."""
+
+    factor: str
+    partner: str
+    off: float
+    on: float
+
+
+def turns(data: ReportData) -> list[Turn]:
+    """Factors that a clear interaction turns around, largest first.
+
+    An effect is the mean over both settings of a partner, and an interaction the difference between them.
+    """
+    effects = {e.factor: e.estimate for e in data.analysis.effects}
+    found = []
+    for pair in sorted(data.interactions, key=lambda p: -abs(p.estimate)):
+        for factor, partner in ((pair.first, pair.second), (pair.second, pair.first)):
+            effect = effects.get(factor)
+            if effect is None or not clear(pair):
+                continue
+            off, on = effect - pair.estimate / 2, effect + pair.estimate / 2
+            if off * on < 0 and max(abs(off), abs(on)) > data.delta:
+                found.append(Turn(factor, partner, off, on))
+    return found
+
+
+def turned(data: ReportData, turn: Turn) -> str:
+    """``+8.2 without cosine_decay, −1.0 with it``."""
+    return f"{points(turn.off, 1)} without {short(data, turn.partner)}, {points(turn.on, 1)} with it"
+
+
+def depends(data: ReportData) -> list[str]:
+    """The same in sentences."""
+    return [
+        f"{data.label(t.factor)} depends on {short(data, t.partner)}: {points(t.off, 1)} points without it, "
+        f"{points(t.on, 1)} with it."
+        for t in turns(data)
+    ]
 
 
 def gaps(data: ReportData) -> bool:
@@ -45,7 +89,8 @@ def heatmap(data: ReportData, width: int) -> Markup | None:
         return None
     found = {frozenset((p.first, p.second)): p for p in data.interactions}
     largest = max(abs(p.estimate) for p in data.interactions) or 1.0
-    left = 230 if wide else 116
+    names = short_names(data)
+    left = 230 if wide else 140
     cell = min(46.0 if wide else 30.0, (width - left) / (len(keys) - 1))
     top = 24
     bottom = top + cell * (len(keys) - 1)
@@ -73,7 +118,11 @@ def heatmap(data: ReportData, width: int) -> Markup | None:
         # The first factor has no row of its own: its name stands above the others.
         height = y + cell / 2 if row else top - 12
         if not crowded or row == 0 or (row + 1) % every == 0:
-            marks.append(_row_name(data, row + 1, key, height, left, most if row else 1, crowded))
+            marks.append(
+                _row_name(
+                    data.label(key), names.get(key, key), row + 1, height, left, most if row else 1, crowded
+                )
+            )
         for column in range(row):
             pair = found.get(frozenset((key, keys[column])))
             at = {"x": left + cell * column + 0.75, "y": y + 0.75}
@@ -102,22 +151,24 @@ def heatmap(data: ReportData, width: int) -> Markup | None:
             if pair.aliased and cell >= 12:
                 corner = f"M{left + cell * (column + 1) - 1:.1f} {y + 1:.1f}v5l-5 -5z"
                 content.append(svg.tag("path", d=corner, class_="corner"))
-            marks.append(svg.link(f"#pair-{data.interactions.index(pair)}", pair_tip(data, pair), *content))
+            where, quiet = f"#pair-{data.interactions.index(pair)}", None if clear(pair) else -1
+            marks.append(svg.link(where, pair_tip(data, pair), *content, tabindex=quiet))
     legend, height = _legend(data, wide, width, left, cell, bottom, largest, len(keys))
     return svg.svg(
         width, height, "Interactions of every two factors", [*marks, *legend], "wide" if wide else "narrow"
     )
 
 
-def _row_name(
-    data: ReportData, number: int, key: str, y: float, left: float, most: int, small: bool
-) -> Markup:
-    text = f"{number}  {data.label(key)}"
-    if small:
+def _row_name(label: str, name: str, number: int, y: float, left: float, most: int, crowded: bool) -> Markup:
+    full, tight = f"{number}  {label}", left < 200
+    if crowded:
         return svg.tag(
-            "text", svg.tag("title", text), str(number), x=left - 8, y=y + 4, class_="tick", text_anchor="end"
+            "text", svg.tag("title", full), str(number), x=left - 8, y=y + 4, class_="tick", text_anchor="end"
         )
-    return svg.label(0, y - 1, text, left - 14, "label small" if left < 200 else "label", most=most)
+    return svg.label(
+        0, y - 1, f"{number}  {name}", left - 10, "label small" if tight else "label", most, full,
+        12 if tight else 14,
+    )  # fmt: skip
 
 
 def _legend(
@@ -142,7 +193,9 @@ def _legend(
     places = 1 if largest >= 0.95 else 2
     for share, anchor, shift in ((-1, "start", 0.0), (0, "middle", 104.0), (1, "end", 208.0)):
         marks.append(svg.words(x + shift, y + 38, points(share * largest, places), "tick", anchor))
-    marks.append(svg.words(x, y + 62, "bold or dotted: its interval leaves out 0", "note"))
+    marks.append(
+        svg.words(x, y + 62, "bold or dotted: its interval, for all pairs at once, leaves out 0", "note")
+    )
     if any(p.aliased for p in data.interactions):
         marks.append(svg.words(x, y + 82, "notched: others look the same here", "note"))
     return marks, (max(bottom + 8, y + 92) if inside else y + 92)

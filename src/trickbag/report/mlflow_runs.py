@@ -54,7 +54,8 @@ class Child:
 
 def child_of(data: ReportData, arm: ArmResult, run: RunResult, runs: Path | None, unit: int) -> Child:
     """What is logged of a run; ``unit`` steps make an epoch."""
-    params = {key_of(f"factor/{f.key}"): "on" if f.key in arm.factors_on else "off" for f in data.factors}
+    params = {"arm": arm.name[:VALUE], "seed": str(run.seed)}
+    params |= {key_of(f"factor/{f.key}"): "on" if f.key in arm.factors_on else "off" for f in data.factors}
     params |= {key_of(f"recipe/{key}"): value[:VALUE] for key, value in _recipe(data, arm, run, runs).items()}
     tags = {
         "trickbag.arm": arm.name,
@@ -92,7 +93,11 @@ def key_of(text: str) -> str:
 
 
 def _recipe(data: ReportData, arm: ArmResult, run: RunResult, runs: Path | None) -> dict[str, str]:
-    """Values of the recipe that a run was trained with, by path; nothing where it is not known."""
+    """Values of the recipe that a run was trained with, by path; nothing where it is not known.
+
+    Arms share a training run where they differ in factors that act when predicting: those that an arm does
+    without are left out.
+    """
     from trickbag.engine.run import Run
     from trickbag.recipe.read import yaml_value
 
@@ -102,7 +107,13 @@ def _recipe(data: ReportData, arm: ArmResult, run: RunResult, runs: Path | None)
     plain = yaml_value(text) if text else None
     if not isinstance(plain, Mapping):
         return {}
-    return dict(_flat({key: value for key, value in plain.items() if key != "about"}))
+    absent = {
+        f"tricks/{factor.key}"
+        for factor in data.factors
+        if factor.passive and factor.before == "absent" and factor.key not in arm.factors_on
+    }
+    flat = _flat({key: value for key, value in plain.items() if key != "about"})
+    return {path: value for path, value in flat if "/".join(path.split("/")[:2]) not in absent}
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -150,7 +161,7 @@ def _extends(child: Child, old: MlflowRun) -> bool:
     """Whether the run can be brought up to date: parameters cannot be changed, nor values taken back."""
     if old.data.tags.get("trickbag.run") != child.tags["trickbag.run"]:
         return False  # The curves of two trainings must not be mixed.
-    held = {key for key in old.data.metrics if key.startswith("final/")}
+    held = {key for key in old.data.metrics if key.startswith(("final/", "sealed/"))}
     same = all(child.params.get(key, value) == value for key, value in old.data.params.items())
     return same and held <= {key for key, *_ in child.metrics}
 

@@ -32,6 +32,17 @@ def residual_plots(data: ReportData) -> list[tuple[str, Markup]]:
     ]
 
 
+def pairing(data: ReportData) -> str:
+    """What pairing runs with one seed was worth, in a sentence; empty if that is not known."""
+    a = data.analysis
+    if not a.sd_paired or not a.sd_unpaired or a.correlation is None:
+        return ""
+    worth = (a.sd_unpaired / a.sd_paired) ** 2
+    if a.correlation <= 0 or worth <= 1:
+        return "Pairing them did not help here."
+    return f"Pairing them is worth {worth:.1f} times as many seeds."
+
+
 def _scatter(
     data: ReportData,
     found: list[tuple[Residual, float]],
@@ -62,7 +73,7 @@ def _scatter(
             f"residual {points(residual.residual)} points\nfitted {residual.fitted:.2f}"
         )
         dot = svg.tag("circle", cx=x(at), cy=y(residual.residual), r=4, class_="spot other")
-        marks.append(svg.link(f"#{anchor(run)}" if run else "#runs", tip, dot))
+        marks.append(svg.link(f"#{anchor(run)}" if run else "#runs", tip, dot, tabindex=-1))
     marks.append(svg.words(0, 13, "residual, points", "head"))
     marks.append(svg.words((left + right) / 2, _HEIGHT - 8, across, "note", "middle"))
     return svg.svg(_WIDTH, _HEIGHT, f"Residuals by {across}", marks, "half")

@@ -7,20 +7,27 @@ from statistics import stdev
 from typing import Any
 
 from trickbag.report.content import ArmResult, Factor, Metric, ReportData, RunResult, duration
-from trickbag.report.ladder import kind_of, ordered_arms
+from trickbag.report.interactions import turned, turns
+from trickbag.report.ladder import ordered_arms
+from trickbag.report.names import ingredients, opaque
 from trickbag.report.shown import (
     TIME,
     anchor,
     arm_label,
     behind,
     decimals,
+    kind_of,
+    lost,
     mean,
     metrics,
     primary,
     reading,
+    readings,
+    unstudied,
+    word,
     written,
 )
-from trickbag.report.wording import cost_multiple, run_seconds
+from trickbag.report.times import cost_multiple, run_seconds
 from trickbag.study.statistics import Effect
 
 
@@ -35,7 +42,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class EffectRow:
-    """One factor's effect; ``arms`` are addresses and labels of the two that were compared, if only two."""
+    """One factor's effect.
+
+    Attributes:
+        arms: addresses and labels of the two that were compared, if only two.
+        runs: what the effect rests on, in words.
+        word: its verdict, in words.
+        notes: what else to know.
+    """
 
     index: int
     effect: Effect
@@ -45,7 +59,9 @@ class EffectRow:
     share: float | None
     time: float | None
     arms: tuple[tuple[int, str], ...]
-    runs: int
+    runs: str
+    word: str
+    notes: tuple[str, ...]
 
 
 def effect_rows(data: ReportData) -> list[EffectRow]:
@@ -55,6 +71,9 @@ def effect_rows(data: ReportData) -> list[EffectRow]:
     factors = {f.key: f for f in data.factors}
     ticking = data.analyses.get(TIME)
     times = {e.factor: e.estimate for e in ticking.effects} if ticking else {}
+    turning: dict[str, list[str]] = {}
+    for turn in turns(data):
+        turning.setdefault(turn.factor, []).append(turned(data, turn))
     found = []
     for e in data.ranked:
         with_, without = behind(data, e.factor)
@@ -70,7 +89,9 @@ def effect_rows(data: ReportData) -> list[EffectRow]:
                 data.attribution.get(e.factor),
                 times.get(e.factor),
                 tuple((position[name], arm_label(data, name)) for name in pair if name in position),
-                len(with_) + len(without),
+                readings(data, [*with_, *without]),
+                word(data, e),
+                (*turning.get(e.factor, ()), *([e.note] if e.note and not unstudied(data, e) else [])),
             )
         )
     return found
@@ -88,7 +109,11 @@ def _arm_row(data: ReportData, arm: ArmResult, shown: list[Metric], index: int) 
     multiple, seconds = cost_multiple(data, arm), run_seconds(arm)
     return {
         "index": index,
-        "label": arm.label,
+        "label": arm_label(data, arm.name),
+        "name": arm.label,
+        "inside": ingredients(data, arm),
+        "opaque": opaque(data, arm),
+        "single": len(known) < 2,
         "kind": kind_of(data, arm),
         "finished": sum(r.status == "finished" for r in arm.runs),
         "runs": len(arm.runs),
@@ -115,7 +140,9 @@ def run_rows(data: ReportData) -> list[dict[str, Any]]:
             name = anchor(run.run_id)
             found.append(
                 {
-                    "arm": arm,
+                    "label": arm_label(data, arm.name),
+                    "inside": ingredients(data, arm),
+                    "sealed": written(run.sealed, 2),
                     "index": index,
                     "run": run,
                     "id": name if name not in seen and run.run_id else None,
@@ -131,7 +158,7 @@ def run_rows(data: ReportData) -> list[dict[str, Any]]:
 
 def trouble(data: ReportData) -> list[tuple[ArmResult, RunResult]]:
     """Runs that diverged or failed."""
-    return [(arm, run) for arm in data.arms for run in arm.runs if run.status != "finished"]
+    return [(arm, run) for arm in data.arms for run in lost(arm)]
 
 
 def facts(data: ReportData) -> dict[str, Any]:
@@ -144,7 +171,18 @@ def facts(data: ReportData) -> dict[str, Any]:
     def rows(pairs: list[tuple[str, int]]) -> list[int]:
         return [row[pair] for pair in pairs if pair in row]
 
+    ends = (data.candidate, data.baseline)
+    pairs = data.analysis.overall.pairs if data.analysis.overall else ()
+    opened = {a.name: [(a.name, r.seed) for r in a.runs if r.sealed is not None] for a in data.arms}
+    whole = {
+        "on the selection split": [[(name, seed) for seed, _ in pairs] for name in ends],
+        "on the sealed split": [opened.get(name, []) for name in ends],
+    }
     return {
+        "overalls": [
+            {"label": f"candidate − baseline {where}", "sides": [rows(side) for side in sides]}
+            for where, sides in whole.items()
+        ],
         "metrics": [{"name": m.name, "label": m.label} for m in metrics(data)],
         "primary": primary(data).name,
         "effects": [

@@ -12,10 +12,12 @@ from markupsafe import Markup
 from trickbag.report import svg
 from trickbag.report.content import ArmResult, Metric, ReportData, points
 from trickbag.report.forest import x_axis
-from trickbag.report.ladder import kind_of
-from trickbag.report.shown import arm_label, decimals, values, written
+from trickbag.report.names import ingredients, short
+from trickbag.report.shown import arm_label, decimals, kind_of, values, written
 
 HIGHLIGHTS = 8
+THREADS = 40
+"""Most arms whose curves are gray: beyond that, a figure is a cloud."""
 _POINTS_A_LINE, _POINTS_A_THREAD = 120, 60
 
 Lines = list[tuple[int, float, float]]
@@ -37,7 +39,7 @@ def slopes(data: ReportData, metric: Metric) -> list[tuple[str, str, str, Markup
     for e in data.ranked:
         lines = _lines(data, metric, e.minus, e.plus, [seed for seed, _ in e.pairs])
         if lines:
-            panels.append((f"#effect-{number[e.factor]}", data.label(e.factor), ("without", "with"), lines))
+            panels.append((f"#effect-{number[e.factor]}", short(data, e.factor), ("without", "with"), lines))
     spans = [
         max(max(a, b) for _, a, b in lines) - min(min(a, b) for _, a, b in lines) for *_, lines in panels
     ]
@@ -107,21 +109,44 @@ def highlighted(data: ReportData) -> list[ArmResult]:
     return [a for a in arms if a is not None and any(r.curve for r in a.runs)][:HIGHLIGHTS]
 
 
+def _with_curves(data: ReportData) -> list[ArmResult]:
+    return [a for a in data.arms if any(len(_clean(r.curve)) > 1 for r in a.runs)]
+
+
+def quiet_arms(data: ReportData) -> list[ArmResult]:
+    """Arms whose curves are gray: those with the most runs."""
+    colored = highlighted(data)
+    rest = [a for a in _with_curves(data) if a not in colored]
+    return sorted(rest, key=lambda a: -sum(bool(r.curve) for r in a.runs))[:THREADS]
+
+
+def _frame(everything: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Range of the values drawn: all but the first epochs fit, which may lie far below."""
+    last = max(e for e, _ in everything)
+    late = [v for e, v in everything if e >= 0.4 * last]
+    pad = 0.08 * max(max(late) - min(late), 0.5)
+    return min(late) - pad, max(late) + pad
+
+
+def below_frame(data: ReportData) -> bool:
+    """True if some points of the learning curves lie below the frame."""
+    everything = [p for a in _with_curves(data) for r in a.runs for p in _clean(r.curve)]
+    return bool(everything) and min(v for _, v in everything) < _frame(everything)[0]
+
+
 def curves(data: ReportData, width: int) -> Markup | None:
     """Learning curves: a thin line a seed, a thick one for the mean. None if no run has a curve."""
-    drawn = [a for a in data.arms if any(len(_clean(r.curve)) > 1 for r in a.runs)]
+    drawn = _with_curves(data)
     if not drawn:
         return None
     wide = width >= 600
-    height, left, right, top = (400, 52, width - 8, 14) if wide else (300, 40, width - 6, 12)
+    height, left, right, top = (414, 52, width - 8, 30) if wide else (316, 40, width - 6, 28)
     bottom = height - 46
     everything = [p for a in drawn for r in a.runs for p in _clean(r.curve)]
-    first, last = min(0.0, min(e for e, _ in everything)), max(e for e, _ in everything)
-    late = [v for e, v in everything if e >= 0.4 * last]
-    low, high = min(late), max(late)
-    pad = 0.08 * max(high - low, 0.5)
+    first, last = min(e for e, _ in everything), max(e for e, _ in everything)
+    low, high = _frame(everything)
     x = svg.Scale(first, last if last > first else first + 1, left, right)
-    y = svg.Scale(low - pad, high + pad, bottom, top)
+    y = svg.Scale(low, high, bottom, top)
     clip = f"clip-{width}"
     area = svg.tag("rect", x=left, y=top, width=right - left, height=bottom - top)
     marks = [svg.tag("clipPath", area, id=clip), *x_axis(x, [], bottom, 8 if wide else 5)]
@@ -129,29 +154,32 @@ def curves(data: ReportData, width: int) -> Markup | None:
     marks += [svg.line(left, y(t), right, y(t), "grid") for t in at]
     marks += [svg.words(left - 8, y(t) + 4, svg.number(t, at), "tick", "end") for t in at]
     colored = highlighted(data)
-    quiet = [a for a in drawn if a not in colored]
+    quiet = quiet_arms(data)
     lines: list[Markup] = []
     for arm in [*quiet, *reversed(colored)]:
         index = colored.index(arm) if arm in colored else None
         style = "curve quiet" if index is None else f"curve c{index}"
         if index is not None:
             lines += [
-                _path(r.curve, x, y, f"{style} thread", _curve_tip(arm, r.curve, f"seed {r.seed}"), index)
+                _path(
+                    r.curve, x, y, f"{style} thread", _curve_tip(data, arm, r.curve, f"seed {r.seed}"), index
+                )
                 for r in arm.runs
                 if r.curve
             ]
         course = _mean_curve(arm)
         count = sum(bool(r.curve) for r in arm.runs)
-        lines.append(_path(course, x, y, style, _curve_tip(arm, course, f"mean of {count}"), index))
+        lines.append(_path(course, x, y, style, _curve_tip(data, arm, course, f"mean of {count}"), index))
     marks.append(svg.tag("g", *lines, clip_path=f"url(#{clip})"))
+    marks.append(svg.words(0, 13, f"{data.metric}, points", "head"))
     marks.append(svg.words((left + right) / 2, height - 8, "epoch", "note", "middle"))
     return svg.svg(width, height, f"{data.metric} by epoch", marks, "wide" if wide else "narrow")
 
 
-def _curve_tip(arm: ArmResult, curve: Sequence[tuple[float, float]], who: str) -> str:
+def _curve_tip(data: ReportData, arm: ArmResult, curve: Sequence[tuple[float, float]], who: str) -> str:
     clean = _clean(curve)
     end = f"\n{clean[-1][1]:.2f} at epoch {clean[-1][0]:g}" if clean else ""
-    return f"{arm.label}\n{who}{end}"
+    return f"{arm_label(data, arm.name)}\n{ingredients(data, arm)}\n{who}{end}"
 
 
 def _clean(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from trickbag.report.content import ArmResult, Comparison, Metric, ReportData, RunResult, points
-from trickbag.study.statistics import Analysis, Verdict
+from trickbag.study.statistics import Analysis, Effect, Verdict
 
 T = TypeVar("T")
 TIME = "training_seconds"
@@ -123,26 +123,94 @@ def behind(data: ReportData, factor: str) -> tuple[list[tuple[str, int]], list[t
 def arm_label(data: ReportData, name: str) -> str:
     """What to call an arm: its label, unless it is the one that a reader looks for by its role."""
     arm = data.arm(name)
-    advised = data.recommendation is not None and name == data.recommendation.arm
-    if advised and name not in (data.baseline, data.candidate):
+    if is_advised(data, name) and name not in (data.baseline, data.candidate):
         return "recommended"
     return name if arm is None else arm.label
 
 
+def is_advised(data: ReportData, name: str) -> bool:
+    """True for the arm of the recommended recipe."""
+    return data.recommendation is not None and name == data.recommendation.arm
+
+
+def kind_of(data: ReportData, arm: ArmResult) -> str:
+    """Role of an arm: recommended, baseline, candidate or other."""
+    if is_advised(data, arm.name):
+        return "recommended"
+    return {data.baseline: "baseline", data.candidate: "candidate"}.get(arm.name, "other")
+
+
 def role(data: ReportData, name: str) -> str:
     """What to call an arm in a sentence."""
-    if data.recommendation is not None and name == data.recommendation.arm:
+    if is_advised(data, name):
         return "the recommended recipe"
     return {data.baseline: "the baseline", data.candidate: "the candidate"}.get(name, arm_label(data, name))
 
 
+def unstudied(data: ReportData, effect: Effect) -> bool:
+    """True for a factor that a factorial did not cross: no runs tell it from the others, by design."""
+    if data.design != "factorial" or effect.estimate is not None:
+        return False
+    arms = [a for a in data.arms if a.name != data.baseline]
+    own = [effect.factor in a.factors_on for a in arms]
+    others = [f.key for f in data.factors if f.key != effect.factor]
+    return len(set(own)) < 2 or any(own == [key in a.factors_on for a in arms] for key in others)
+
+
+def word(data: ReportData, effect: Effect) -> str:
+    """The verdict on a factor as people read it."""
+    return "not studied" if unstudied(data, effect) else effect.verdict
+
+
+def readings(data: ReportData, pairs: Iterable[tuple[str, int]]) -> str:
+    """``24 runs``, or ``96 readings of 24 runs`` where runs were evaluated in more than one way."""
+    wanted = set(pairs)
+    found = [r.run_id for a in data.arms for r in a.runs if (a.name, r.seed) in wanted]
+    runs = len(set(found))
+    noun = f"{runs} run{'' if runs == 1 else 's'}"
+    return noun if runs == len(found) else f"{len(found)} readings of {noun}"
+
+
+def sealed_name(data: ReportData) -> str:
+    """Name of the sealed split."""
+    named = [o.split for o in data.openings] + [c.split for c in data.comparisons if c.split != "selection"]
+    return named[0] if named else data.confirm.split if data.confirm else "test"
+
+
+def any_sealed(data: ReportData) -> bool:
+    """True if some run has a value on the sealed split."""
+    return any(run.sealed is not None for arm in data.arms for run in arm.runs)
+
+
+def lost(arm: ArmResult) -> list[RunResult]:
+    """Runs that diverged or failed; those that have not ended are not among them."""
+    return [run for run in arm.runs if run.status in ("diverged", "failed")]
+
+
 def finding(data: ReportData, c: Comparison) -> Verdict:
-    """Verdict on a comparison, after Holm's correction."""
-    if c.p_holm is not None and c.p_holm < data.alpha:
+    """Verdict on a comparison, after Holm's correction; nothing is shown by an interval that holds 0."""
+    across = c.low is not None and c.high is not None and c.low <= 0 <= c.high
+    if c.p_holm is not None and c.p_holm < data.alpha and not across:
         return "helps" if c.difference > 0 else "hurts"
     if c.low is not None and c.high is not None and -data.delta < c.low and c.high < data.delta:
         return "equivalent"
     return "undetected"
+
+
+def dressed(data: ReportData) -> ReportData:
+    """The content fit for people: :func:`clean`, with arrows and minus signs in its labels."""
+    tidy = clean(data)
+    factors = [
+        replace(f, label=_arrows(f.label), before=_arrows(f.before), after=_arrows(f.after))
+        for f in tidy.factors
+    ]
+    arms = [replace(a, label=_arrows(a.label)) for a in tidy.arms]
+    return replace(tidy, factors=factors, arms=arms, aliases=[_arrows(one) for one in tidy.aliases])
+
+
+def _arrows(text: str) -> str:
+    text = text.replace(" -> ", " → ")
+    return f"− {text[2:]}" if text.startswith("- ") else text
 
 
 def clean(data: ReportData) -> ReportData:

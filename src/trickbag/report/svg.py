@@ -98,13 +98,20 @@ def lines(text: str, width: float, size: float = 14, most: int = 2) -> list[str]
 
 
 def label(
-    x: float, y: float, text: str, width: float, class_: str = "label", most: int = 2, titled: bool = True
+    x: float,
+    y: float,
+    text: str,
+    width: float,
+    class_: str = "label",
+    most: int = 2,
+    title: str | None = None,
+    size: float = 14,
 ) -> Markup:
-    """A label centered on ``y``, with its full text as tooltip if ``titled``."""
-    parts = lines(text, width, most=most)
+    """A label centered on ``y``, with ``title`` as its tooltip, if any."""
+    parts = lines(text, width, size, most)
     top = y + 5 - 8.5 * (len(parts) - 1)
     spans = [tag("tspan", part, x=x, y=top + 17 * i) for i, part in enumerate(parts)]
-    return tag("text", tag("title", text) if titled else "", *spans, class_=class_)
+    return tag("text", tag("title", title) if title else "", *spans, class_=class_)
 
 
 def link(href: str, tip: str, *children: Any, **attributes: Any) -> Markup:

@@ -1,54 +1,67 @@
-"""A study as tidy tables: its runs, effects, learning curves, comparisons and interactions.
+"""A study as tidy tables: its runs, effects, learning curves, comparisons, and what was decided.
 
-One row is one observation; the same columns go to CSV and to Parquet. Effects and primary values are in
-percentage points; ``metric.*`` and ``cost.*`` are the numbers as they were measured.
+One row is one observation; the same columns go to CSV and to Parquet. Every number is in the unit of the
+report (:mod:`trickbag.report.units`): shares of images and their differences in percentage points. Where the
+unit depends on the row, a column ``unit`` says it; in Parquet, the metadata of each other column does.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-import math
-import types
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from trickbag.report.content import Comparison, PairEffect, ReportData
+from trickbag.report.columns import column, columns, plain, row
+from trickbag.report.content import (
+    Comparison,
+    Confirmation,
+    Opening,
+    PairEffect,
+    Recommendation,
+    ReportData,
+    Residual,
+    Stage,
+)
 from trickbag.report.curves import curve_points
+from trickbag.report.identity import about
+from trickbag.report.units import (
+    POINTS,
+    PROBABILITY,
+    SECONDS,
+    cost_names,
+    costs,
+    metric_names,
+    plain_name,
+    primary_name,
+    readings,
+    unit_of,
+)
 from trickbag.study.statistics import Analysis, Effect
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    Rows = list[dict[str, Any]]
+    from trickbag.report.columns import Made
 
-FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
-"""What a spreadsheet takes for the start of a formula (OWASP, CSV injection)."""
-
-
-def study_digest(data: ReportData) -> str:
-    """Identity of a study, 16 hexadecimal digits: recipes, factors, data and code.
-
-    Seeds, level, margin and title do not count: a study that goes on remains the same study.
-    """
-    code = data.provenance.get("code", data.provenance.get("code version"))
-    pinned = data.provenance.get("data fingerprint", data.provenance.get("data"))
-    sides = [data.recipes.get(name) for name in ("baseline", "candidate")]
-    factors = [[factor.key, factor.before, factor.after] for factor in data.factors]
-    parts = [data.design, data.data_name, data.metric, pinned, code, sides, factors]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+BY_ROW = "see the column unit"
 
 
 def tables(data: ReportData, runs: Path | None = None, name: str = "") -> dict[str, pa.Table]:
-    """Every table of a study by name: ``runs``, ``effects``, ``curves``, ``comparisons``, ``interactions``.
+    """Every table of a study by name.
 
-    ``runs`` has a row for each arm and seed, with one column of zeros and ones for each factor. ``effects``
-    has a row for each factor and one of kind ``overall``, in terms of each metric; ``primary`` marks those
-    that verdicts are about. ``curves`` is long: a row for each epoch and metric.
+    - ``runs``: a row for each arm and seed, with one column of zeros and ones for each factor. Runs that have
+      not ended are ``pending``.
+    - ``effects``: a row for each factor and one of kind ``overall``, in terms of each metric; ``primary``
+      marks those that verdicts are about.
+    - ``curves``: a row for each epoch and metric.
+    - ``comparisons``: recipes on fresh seeds. ``confirmation``: the baseline against the candidate on the
+      sealed split. ``openings``: every look at that split.
+    - ``interactions``: pairs of factors.
+    - ``recommendation``: one row, or none. Why a factor is in it or out stands with its effect.
+    - ``stages`` and ``plan``: what was done, and what it cost.
+    - ``residuals``: what the model left unexplained of each run.
 
     Args:
         data: the study.
@@ -57,63 +70,54 @@ def tables(data: ReportData, runs: Path | None = None, name: str = "") -> dict[s
     """
     import pyarrow as pa
 
-    about = json.dumps(_about(data), default=str, ensure_ascii=False)
+    told = json.dumps(about(data), default=str, ensure_ascii=False)
+    advised = [] if data.recommendation is None else [data.recommendation]
+    confirmed = [] if data.confirm is None else [data.confirm]
     made = {
         "runs": _runs(data),
         "effects": _effects(data),
         "curves": _curves(data, runs),
-        "comparisons": _plain(Comparison, data.comparisons),
-        "interactions": _plain(PairEffect, data.interactions),
+        "comparisons": plain(Comparison, data.comparisons),
+        "confirmation": plain(Confirmation, confirmed),
+        "interactions": plain(PairEffect, data.interactions),
+        "recommendation": plain(Recommendation, advised, but=("reasons",)),
+        "stages": plain(Stage, data.stages),
+        "plan": _plan(data),
+        "openings": plain(Opening, data.openings),
+        "residuals": plain(Residual, data.residuals),
     }
     both = [pa.field("study", pa.string()), pa.field("design", pa.string())]
     same = {"study": name or data.title, "design": data.design}
     return {
         key: pa.Table.from_pylist(
-            [same | row for row in rows], pa.schema([*both, *columns], metadata={"trickbag": about})
+            [same | one for one in rows], pa.schema([*both, *described], metadata={"trickbag": told})
         )
-        for key, (columns, rows) in made.items()
+        for key, (described, rows) in made.items()
     }
 
 
-def _about(data: ReportData) -> dict[str, Any]:
-    from trickbag.report.wording import methods
-
-    kept = ("title", "data_name", "design", "baseline", "candidate", "metric", "delta", "alpha", "provenance")
-    return {
-        "digest": study_digest(data),
-        **{name: getattr(data, name) for name in kept},
-        "methods": methods(data),
-        "factors": [asdict(factor) for factor in data.factors],
-        "metrics": [asdict(metric) for metric in data.metrics],
-    }
-
-
-def _runs(data: ReportData) -> tuple[list[pa.Field], Rows]:
+def _runs(data: ReportData) -> Made:
     import pyarrow as pa
 
-    def names(kind: str) -> list[str]:
-        found = dict.fromkeys(key for arm in data.arms for run in arm.runs for key in getattr(run, kind))
-        first = [metric.name for metric in data.metrics if metric.name in found]
-        return list(dict.fromkeys([*first, *found]))
-
-    labels = {metric.name: metric.label for metric in data.metrics}
-    metrics, costs = names("metrics"), names("costs")
+    labels = {plain_name(metric.name): metric.label for metric in data.metrics}
+    metrics, spent, primary = metric_names(data), cost_names(data), primary_name(data)
     text, number = pa.string(), pa.float64()
-    columns = [
-        pa.field("data", text),
-        pa.field("arm", text),
-        pa.field("arm_label", text),
-        *(pa.field(f"factor.{f.key}", pa.int8(), metadata={"label": f.label}) for f in data.factors),
-        pa.field("seed", pa.int64()),
-        pa.field("run_id", text),
-        pa.field("status", text),
-        pa.field("stage", text),
-        pa.field("value", number, metadata={"label": f"{data.metric}, selection split, points"}),
-        pa.field("transductive", pa.bool_()),
-        *(pa.field(f"metric.{name}", number, metadata={"label": labels.get(name, name)}) for name in metrics),
-        *(pa.field(f"cost.{name}", number, metadata={"label": labels.get(name, name)}) for name in costs),
-        pa.field("seconds", number),
-        pa.field("message", text),
+    described = [
+        column("data", text),
+        column("arm", text),
+        column("arm_label", text),
+        *(column(f"factor.{f.key}", pa.int8(), label=f.label) for f in data.factors),
+        column("seed", pa.int64()),
+        column("run_id", text),
+        column("status", text),
+        column("stage", text),
+        column("value", number, POINTS, f"{primary}, selection split"),
+        column("sealed", number, POINTS, f"{primary}, sealed split"),
+        column("transductive", pa.bool_()),
+        *(column(f"metric.{name}", number, unit_of(data, name), labels.get(name, name)) for name in metrics),
+        *(column(f"cost.{name}", number, unit_of(data, name), labels.get(name, name)) for name in spent),
+        column("seconds", number, SECONDS, "training and evaluation"),
+        column("message", text),
     ]
     rows = [
         {
@@ -121,135 +125,113 @@ def _runs(data: ReportData) -> tuple[list[pa.Field], Rows]:
             "arm": arm.name,
             "arm_label": arm.label,
             **{f"factor.{factor.key}": int(factor.key in arm.factors_on) for factor in data.factors},
-            **{f"metric.{name}": run.metrics.get(name) for name in metrics},
-            **{f"cost.{name}": run.costs.get(name) for name in costs},
+            **{f"metric.{name}": value for name, value in readings(data, run).items()},
+            **{f"cost.{name}": value for name, value in costs(data, run).items()},
             **{f.name: getattr(run, f.name) for f in fields(run)},
         }
         for arm in data.arms
         for run in arm.runs
     ]
-    return columns, rows
+    return described, rows
 
 
-def _effects(data: ReportData) -> tuple[list[pa.Field], Rows]:
+def _effects(data: ReportData) -> Made:
     import pyarrow as pa
 
-    columns = [
-        pa.field("metric", pa.string()),
-        pa.field("primary", pa.bool_()),
-        pa.field("kind", pa.string()),
-        pa.field("factor", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("before", pa.string()),
-        pa.field("after", pa.string()),
-        *(column for column in _columns(Effect) if column.name != "factor"),
-        pa.field("chance", pa.float64()),
-        pa.field("attribution", pa.float64()),
+    text = pa.string()
+    described = [
+        column("metric", text),
+        column("unit", text),
+        column("primary", pa.bool_()),
+        column("kind", text),
+        column("factor", text),
+        column("label", text),
+        column("before", text),
+        column("after", text),
+        *(one for one in columns(Effect, BY_ROW) if one.name != "factor"),
+        column("chance", pa.float64(), PROBABILITY),
+        column("attribution", pa.float64(), POINTS),
+        column("recommended", pa.bool_()),
+        column("reason", text),
     ]
-    about = {factor.key: factor for factor in data.factors}
+    known = {factor.key: factor for factor in data.factors}
+    advised = data.recommendation
 
     def rows(metric: str, analysis: Analysis, primary: bool) -> Iterable[dict[str, Any]]:
         for effect in (*analysis.effects, *([analysis.overall] if analysis.overall else [])):
-            factor = about.get(effect.factor) if effect is not analysis.overall else None
+            factor = known.get(effect.factor) if effect is not analysis.overall else None
+            judged = factor.key if primary and factor else ""
             yield {
-                **_row(effect),
+                **row(effect),
                 "metric": metric,
+                "unit": unit_of(data, metric),
                 "primary": primary,
                 "kind": "overall" if effect is analysis.overall else "factor",
                 "label": factor.label if factor else effect.factor,
                 "before": factor.before if factor else None,
                 "after": factor.after if factor else None,
-                "chance": data.chances.get(effect.factor) if primary and factor else None,
-                "attribution": data.attribution.get(effect.factor) if primary and factor else None,
+                "chance": data.chances.get(judged),
+                "attribution": data.attribution.get(judged),
+                "recommended": judged in advised.factors_on if advised and judged else None,
+                "reason": advised.reasons.get(judged) if advised else None,
             }
 
-    found = list(rows(data.metric, data.analysis, True))
+    found = list(rows(primary_name(data), data.analysis, True))
     for metric, analysis in data.analyses.items():
-        if metric != data.metric:
-            found += rows(metric, analysis, False)
-    return columns, found
+        if plain_name(metric) != primary_name(data):
+            found += rows(plain_name(metric), analysis, False)
+    return described, found
 
 
-def _curves(data: ReportData, runs: Path | None) -> tuple[list[pa.Field], Rows]:
+def _curves(data: ReportData, runs: Path | None) -> Made:
     import pyarrow as pa
 
-    columns = [
-        pa.field("arm", pa.string()),
-        pa.field("seed", pa.int64()),
-        pa.field("run_id", pa.string()),
-        pa.field("epoch", pa.float64()),
-        pa.field("step", pa.int64()),
-        pa.field("seconds", pa.float64()),
-        pa.field("metric", pa.string()),
-        pa.field("value", pa.float64()),
+    described = [
+        column("arm", pa.string()),
+        column("seed", pa.int64()),
+        column("run_id", pa.string()),
+        column("epoch", pa.float64(), "epochs"),
+        column("step", pa.int64(), "optimizer steps"),
+        column("seconds", pa.float64(), SECONDS),
+        column("metric", pa.string()),
+        column("value", pa.float64(), BY_ROW),
+        column("unit", pa.string()),
     ]
     rows = [
-        {"arm": arm.name, "seed": run.seed, "run_id": run.run_id, **asdict(point)}
+        {
+            "arm": arm.name,
+            "seed": run.seed,
+            "run_id": run.run_id,
+            "unit": unit_of(data, point.metric.rpartition("/")[2]),
+            **asdict(point),
+        }
         for arm in data.arms
         for run in arm.runs
         for point in curve_points(data, run, runs)
     ]
-    return columns, rows
+    return described, rows
 
 
-def _plain(kind: type, values: Iterable[Any]) -> tuple[list[pa.Field], Rows]:
-    return _columns(kind), [_row(value) for value in values]
-
-
-def _columns(kind: type) -> list[pa.Field]:
+def _plan(data: ReportData) -> Made:
     import pyarrow as pa
 
-    hints = get_type_hints(kind)
-    return [pa.field(field.name, _type(hints[field.name])) for field in fields(kind)]
+    described = [
+        column("figure", pa.string()),
+        column("value", pa.float64(), BY_ROW),
+        column("text", pa.string()),
+        column("unit", pa.string()),
+    ]
+    rows = [
+        {
+            "figure": plain_name(key),
+            "value": float(value),
+            "unit": _FIGURES.get(key.partition("_")[0], "count"),
+        }
+        if isinstance(value, int | float)
+        else {"figure": plain_name(key), "text": value}
+        for key, value in data.plan.items()
+    ]
+    return described, rows
 
 
-def _type(hint: Any) -> pa.DataType:
-    import pyarrow as pa
-
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
-    if get_origin(hint) is Literal:
-        return pa.string()
-    if get_origin(hint) in (list, tuple):
-        inner = get_args(hint)[0]
-        pair = pa.struct([("seed", pa.int64()), ("difference", pa.float64())])
-        return pa.list_(pair if get_origin(inner) is tuple else _type(inner))
-    return {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string()}[hint]
-
-
-def _row(value: Any) -> dict[str, Any]:
-    row = {field.name: getattr(value, field.name) for field in fields(value)}
-    if "pairs" in row:
-        row["pairs"] = [{"seed": seed, "difference": difference} for seed, difference in row["pairs"]]
-    return row
-
-
-def csv_text(table: pa.Table) -> str:
-    """A table as CSV that pandas, R and spreadsheets read alike, and that runs nothing in the last.
-
-    Missing is empty, truth is ``TRUE`` or ``FALSE``, lists are JSON. A text that a spreadsheet would take
-    for a formula (a label such as ``+ mixup``) gets an apostrophe in front, in every table alike.
-    """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_cell(name) for name in table.column_names])
-    columns = [column.to_pylist() for column in table.columns]
-    writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
-    return out.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return repr(value)
-        return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list):
-        value = json.dumps([list(v.values()) if isinstance(v, dict) else v for v in value])
-    text = value.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+_FIGURES = {"seconds": SECONDS, "epochs": "epochs"}

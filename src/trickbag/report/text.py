@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trickbag.report.claims import weighty
 from trickbag.report.content import Comparison, ReportData, interval, p_value, points
-from trickbag.report.shown import arm_label, clean, finding
+from trickbag.report.shown import arm_label, dressed, word
 from trickbag.report.wording import verdict
 from trickbag.study.statistics import Effect
 
@@ -18,12 +17,13 @@ _COLORS = {"helps": "green", "hurts": "red", "equivalent": "blue", "undetected":
 
 def markdown(data: ReportData) -> str:
     """Headline, claims, table of effects and what could not be resolved, as GitHub Markdown."""
-    data = clean(data)
+    data = dressed(data)
     level = f"{100 * (1 - data.alpha):g} %"
     said = verdict(data)
     lines = [
         f"## {escape(data.title)}",
         "",
+        *([f"> **Unfinished:** {escape(rest)}", ""] if (rest := how_far(data)) else []),
         f"**{escape(said.headline)}**",
         "",
         *(f"{escape(claim)}\n" for claim in said.claims),
@@ -31,7 +31,7 @@ def markdown(data: ReportData) -> str:
         "|:--|--:|:-:|--:|:--|",
     ]
     for effect in data.ranked:
-        cells = [escape(data.label(effect.factor)), *_cells(effect)]
+        cells = [escape(data.label(effect.factor)), *_cells(data, effect)]
         lines.append(f"| {' | '.join(cells)} |")
     if data.comparisons:
         lines += [
@@ -49,21 +49,23 @@ def terminal(data: ReportData, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    data = clean(data)
+    data = dressed(data)
     said = verdict(data)
     console.print(Text(data.title, style="bold"))
+    if rest := how_far(data):
+        console.print(Text(f"Unfinished: {rest}", style="bold yellow"))
     console.print(Text(said.headline))
-    looks = [_COLORS[finding(data, c)] for c in weighty(data)] or [""] * len(said.claims)
-    for claim, look in zip(said.claims, looks, strict=True):
-        console.print(Text(claim, style=look))
+    for claim in said.grounds:
+        console.print(Text(claim.text, style=_COLORS[claim.look]))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("factor", overflow="fold")
     for name in ("effect", f"{100 * (1 - data.alpha):g} % interval", "Holm p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for effect in data.ranked:
-        *numbers, word = _cells(effect)
-        table.add_row(Text(data.label(effect.factor)), *numbers, Text(word, style=_COLORS[effect.verdict]))
+        *numbers, judged = _cells(data, effect)
+        look = _COLORS[effect.verdict]
+        table.add_row(Text(data.label(effect.factor)), *numbers, Text(judged, style=look))
     if data.analysis.effects:
         console.print()
         console.print(table)
@@ -72,9 +74,14 @@ def terminal(data: ReportData, console: Console) -> None:
         console.print(Text(sentence))
 
 
-def _cells(effect: Effect) -> tuple[str, str, str, str]:
+def how_far(data: ReportData) -> str:
+    """How far an unfinished study is; empty for one that is complete."""
+    return data.unfinished.removeprefix("Unfinished").lstrip(":. ")
+
+
+def _cells(data: ReportData, effect: Effect) -> tuple[str, str, str, str]:
     estimate = "–" if effect.estimate is None else points(effect.estimate)
-    return estimate, interval(effect.low, effect.high), p_value(effect.p_holm), effect.verdict
+    return estimate, interval(effect.low, effect.high), p_value(effect.p_holm), word(data, effect)
 
 
 def _compared(data: ReportData, c: Comparison) -> list[str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trickbag.errors import StudyError
 from trickbag.report.content import ReportData
-from trickbag.report.curves import step_unit
-from trickbag.report.mlflow_runs import LETTERS, TAG, VALUE, batches, child_of, key_of, log_run
-from trickbag.report.tables import study_digest, tables
+from trickbag.report.curves import ended, step_unit
+from trickbag.report.identity import study_digest
+from trickbag.report.mlflow_runs import LETTERS, child_of, log_run
+from trickbag.report.mlflow_study import log_study, may_go_on
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,8 +32,10 @@ def to_mlflow(
 ) -> list[Path | str]:
     """Log a study; doing so again updates the same runs.
 
-    A study is found by its digest (:func:`~trickbag.report.tables.study_digest`), its runs by arm and seed:
-    arms that are read off one training run share its id. A run that was trained anew replaces the old one.
+    A study is found by its digest (:func:`~trickbag.report.identity.study_digest`), its runs by arm and
+    seed: arms that are read off one training run share its id. A run that was trained anew replaces the old
+    one; runs that have not ended are left out, and the study's own is ``RUNNING`` until it is complete.
+    Numbers are in the units of the report: shares of images in points.
 
     Args:
         data: the study.
@@ -114,19 +114,29 @@ def _log_study(client: MlflowClient, experiment: str, data: ReportData, runs: Pa
     known = _search(client, experiment, f"tags.`trickbag.study` = '{digest}'")
     parent = next((run for run in known if run.data.tags.get("trickbag.role") == "study"), None)
     tags = {"trickbag.study": digest, "trickbag.role": "study"}
+    if parent is not None and not may_go_on(parent, data):
+        client.delete_run(parent.info.run_id)
+        parent = None
     if parent is None:
         parent = client.create_run(experiment, tags=tags, run_name=data.title)
     top = parent.info.run_id
     client.update_run(top, status="RUNNING", name=data.title)
     unit = step_unit(data, runs)
-    old = {(r.data.tags.get("trickbag.arm"), r.data.tags.get("trickbag.seed")): r for r in known}
-    for arm in data.arms:
-        for run in arm.runs:
-            child = child_of(data, arm, run, runs, unit)
-            common = tags | {"trickbag.role": "run", "mlflow.parentRunId": top}
-            log_run(client, experiment, child, common, old.get((arm.name, str(run.seed))))
-    _log_parent(client, top, data)
-    client.set_terminated(top, "FINISHED")
+    old = {
+        (run.data.tags["trickbag.arm"], run.data.tags["trickbag.seed"]): run
+        for run in known
+        if "trickbag.arm" in run.data.tags
+    }
+    over = {(arm.name, str(run.seed)): (arm, run) for arm in data.arms for run in arm.runs if ended(run)}
+    for key, (arm, run) in over.items():
+        child = child_of(data, arm, run, runs, unit)
+        common = tags | {"trickbag.role": "run", "mlflow.parentRunId": top}
+        log_run(client, experiment, child, common, old.get(key))
+    for key in old.keys() - over.keys():
+        client.delete_run(old[key].info.run_id)
+    log_study(client, top, data)
+    if not data.unfinished:
+        client.set_terminated(top, "FINISHED")
 
 
 def _search(client: MlflowClient, experiment: str, text: str) -> list[MlflowRun]:
@@ -138,59 +148,3 @@ def _search(client: MlflowClient, experiment: str, text: str) -> list[MlflowRun]
         token = page.token
         if not token:
             return found
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON has: browsers do not read NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ---- the study ------------------------------------------------------------------------------
-
-
-def _log_parent(client: MlflowClient, run: str, data: ReportData) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    from trickbag.report.html import render
-    from trickbag.report.text import markdown
-
-    fixed = {"design": data.design, "data": data.data_name, "metric": data.metric}
-    fixed |= {f"factor/{factor.key}": f"{factor.before} -> {factor.after}" for factor in data.factors}
-    params = [Param(key_of(key), value[:VALUE]) for key, value in fixed.items()]
-    for some in batches(params, 100):
-        client.log_batch(run, params=some)
-    now = round(1000 * time.time())
-    shown = {f"effect/{e.factor}": e.estimate for e in data.analysis.effects}
-    overall = data.analysis.overall
-    if overall is not None:
-        shown |= {"gain": overall.estimate, "gain_low": overall.low, "gain_high": overall.high}
-    if data.confirm is not None:
-        shown[f"gain_{data.confirm.split}"] = data.confirm.difference
-    held = client.get_run(run).data.metrics
-    metrics = [
-        Metric(key_of(key), value, now, 0)
-        for key, value in shown.items()
-        if value is not None and held.get(key_of(key)) != value
-    ]
-    for some in batches(metrics, 1000):
-        client.log_batch(run, metrics=some)
-    text = markdown(data)
-    loose = {
-        "trickbag.alpha": f"{data.alpha:g}",
-        "trickbag.delta": f"{data.delta:g}",
-        "trickbag.seeds": ", ".join(map(str, data.seeds)),
-        "mlflow.note.content": text,
-        "mlflow.loggedArtifacts": json.dumps([{"path": "effects.json", "type": "table"}]),
-        **{f"trickbag.provenance.{key}": str(value) for key, value in data.provenance.items()},
-    }
-    tags = [RunTag(key_of(key), value[:TAG]) for key, value in loose.items()]
-    for some in batches(tags, 100):
-        client.log_batch(run, tags=some)
-    effects = tables(data)["effects"].drop_columns(["pairs"])
-    rows = [[_plain(value) for value in row.values()] for row in effects.to_pylist()]
-    client.log_text(run, json.dumps({"columns": effects.column_names, "data": rows}), "effects.json")
-    client.log_text(run, render(data), "report.html")
-    client.log_text(run, data.to_json(), "report.json")
-    client.log_text(run, text, "report.md")
-    for name, recipe in data.recipes.items():
-        client.log_text(run, recipe, f"recipes/{key_of(name).replace('/', '_')}.yaml")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trickbag.report.content import ArmResult, ReportData, RunResult
-from trickbag.report.curves import curve_points, final_values, step_unit
+from trickbag.report.curves import curve_points, ended, final_values, step_unit
+from trickbag.report.units import primary_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,9 +29,10 @@ def folder_name(arm: str) -> str:
 def to_tensorboard(data: ReportData, out: Path, *, runs: Path | None = None) -> Path:
     """Write ``<out>/<arm>/seed<seed>`` for every run; files that an earlier export wrote there are replaced.
 
-    Scalars are ``selection/<primary metric>`` in points, what the runs recorded, and at the end ``final/``
-    and ``cost/``. Steps are epochs, or thousandths of one if some run was evaluated in between. In the
-    HParams tab the factors are switches, and the seeds of an arm are one group, shown by its mean.
+    Scalars are ``selection/<primary metric>``, what the runs recorded, and at the end ``final/``, ``sealed/``
+    and ``cost/``, in the units of the report: shares of images in points. Steps are epochs, or thousandths of
+    one if some run was evaluated in between. In the HParams tab the factors are switches, and the seeds of an
+    arm are one group, shown by its mean. Runs that have not ended are left out.
 
     Args:
         data: the study.
@@ -43,8 +45,8 @@ def to_tensorboard(data: ReportData, out: Path, *, runs: Path | None = None) -> 
     from tensorboard.plugins.hparams import summary_v2 as hparams
 
     unit = step_unit(data, runs)
-    names = dict.fromkeys(name for a in data.arms for run in a.runs for name in final_values(data, run))
-    primary = f"final/{data.metric}"
+    names = dict.fromkeys(n for a in data.arms for r in a.runs if ended(r) for n in final_values(data, r))
+    primary = f"final/{primary_name(data)}"
     shown = [primary, *(name for name in names if name != primary)]
     config = hparams.hparams_config_pb(
         [hparams.HParam(f.key, hparams.Discrete([False, True]), f.label) for f in data.factors],
@@ -54,7 +56,11 @@ def to_tensorboard(data: ReportData, out: Path, *, runs: Path | None = None) -> 
     _write(out, [(config, None, time.time())])
     for arm in data.arms:
         for run in arm.runs:
-            _write(out / folder_name(arm.name) / f"seed{run.seed}", _summaries(data, arm, run, runs, unit))
+            folder = out / folder_name(arm.name) / f"seed{run.seed}"
+            if ended(run):
+                _write(folder, _summaries(data, arm, run, runs, unit))
+            else:
+                _clear(folder)
     return out
 
 
@@ -90,12 +96,15 @@ def _write(folder: Path, summaries: Iterable[tuple[Any, int | None, float]]) -> 
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    old = list(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-    for path in old:
-        path.unlink()
+    _clear(folder)
     writer = EventFileWriter(str(folder), filename_suffix=SUFFIX)
     try:
         for summary, step, when in summaries:
             writer.add_event(event_pb2.Event(wall_time=when, step=step, summary=summary))
     finally:
         writer.close()
+
+
+def _clear(folder: Path) -> None:
+    for path in list(folder.glob(f"events.out.tfevents.*{SUFFIX}")):
+        path.unlink()

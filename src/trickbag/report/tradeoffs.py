@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from trickbag.report import svg
 from trickbag.report.content import ArmResult, Metric, ReportData
-from trickbag.report.ladder import arm_tip, kind_of
-from trickbag.report.shown import TIME, mean, values
-from trickbag.report.wording import cost_multiple
+from trickbag.report.ladder import arm_tip
+from trickbag.report.shown import TIME, arm_label, kind_of, mean, values
+from trickbag.report.times import cost_multiple
 
 _LABELS = 8
 
@@ -85,7 +85,8 @@ def pareto(data: ReportData, metric: Metric, width: int) -> Markup | None:
     better = "" if metric.higher_is_better is None else "  ▴ better" if up else "  ▾ better"
     marks.append(svg.words(0, 16, f"{metric.label}{better}", "head"))
     marks.append(svg.words((left + right) / 2, height - 10, "training time, baseline = 1", "note", "middle"))
-    best = front(found, up)
+    sure = [one for one in found if len(values(data, one[0], metric)) > 1]
+    best = front(sure or found, up)
     steps = f"M{x(best[0][1]):.1f} {y(best[0][2]):.1f}" + "".join(
         f"H{x(c):.1f}V{y(v):.1f}" for _, c, v in best[1:]
     )
@@ -108,7 +109,8 @@ def _arm(data: ReportData, arm: ArmResult, metric: Metric, x: float, y: float, b
         "baseline": lambda: svg.tag("rect", x=x - 6, y=y - 6, width=12, height=12, class_=look),
     }.get(kind, lambda: svg.tag("circle", cx=x, cy=y, r=5.5, class_=look))()
     reach = svg.tag("circle", cx=x, cy=y, r=12, class_="hit")
-    return svg.link(f"#arm-{data.arms.index(arm)}", tip, reach, mark)
+    quiet = -1 if kind == "other" else None
+    return svg.link(f"#arm-{data.arms.index(arm)}", tip, reach, mark, tabindex=quiet)
 
 
 def _names(
@@ -127,7 +129,7 @@ def _names(
     marks: list[Markup] = []
     for arm, cost, value in wanted:
         kind = kind_of(data, arm)
-        text = svg.fit(arm.label if kind != "recommended" else "recommended", 200 if wide else 120, 12.5)
+        text = svg.fit(arm_label(data, arm.name), 200 if wide else 120, 12.5)
         length = 7.2 * len(text)
         own = (x(cost) - 7, y(value) - 7, x(cost) + 7, y(value) + 7)
         for anchor, dx, dy in (

@@ -1,18 +1,15 @@
-"""Tables of a study for a paper (LaTeX with booktabs) and for a pull request (GitHub Markdown)."""
+"""Tables of a study in words, for a paper (LaTeX) and for a pull request (GitHub Markdown)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from trickbag.report.content import Comparison, ReportData, interval, p_value, points
-from trickbag.report.shown import arm_label, clean
+from trickbag.report.claims import count
+from trickbag.report.content import ArmResult, Comparison, ReportData, interval, p_value, points
+from trickbag.report.shown import ENTIRE, arm_label, dressed, is_advised, word
 from trickbag.report.wording import cost_multiple
-
-LONG = 40
-"""Rows beyond which a table is set over several pages, and letters beyond which a column wraps."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +19,10 @@ class Sheet:
     Attributes:
         name: of its file, and of its label.
         title: heading.
-        caption: what it shows, how it was computed, and over how many seeds.
+        caption: what it shows, how it was computed, and what it rests on.
         head: headings of the columns.
         align: ``l``, ``c`` or ``r`` for each column.
-        rows: their cells.
+        rows: their cells; a row of a single cell is a heading of those below it.
     """
 
     name: str
@@ -38,7 +35,7 @@ class Sheet:
 
 def sheets(data: ReportData) -> list[Sheet]:
     """Effects, arms and, if some were made, comparisons on fresh seeds."""
-    data = clean(data)
+    data = dressed(data)
     found = [_effects(data), _arms(data)]
     if data.comparisons:
         found.append(_comparisons(data))
@@ -49,16 +46,52 @@ def _level(data: ReportData) -> str:
     return f"{100 * (1 - data.alpha):g} %"
 
 
-def _seeds(data: ReportData) -> str:
-    return "1 seed" if len(data.seeds) == 1 else f"{len(data.seeds)} seeds"
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0–2, 5``."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    found = set(numbers)
+    return f"{count(len(found), 'seed')}{f' ({_ranges(numbers)})' if found else ''}"
+
+
+def rests_on(data: ReportData) -> str:
+    """The seeds that the effects rest on, and the training runs where a model is fitted to all of them."""
+    known = [effect for effect in data.analysis.effects if effect.estimate is not None]
+    if known and all(effect.pairs for effect in known):
+        return _seeds([seed for effect in known for seed, _ in effect.pairs])
+    fitted = {(one.arm, one.seed) for one in data.residuals}
+    valued = {
+        (arm.name, run.seed): run.run_id
+        for arm in data.arms
+        for run in arm.runs
+        if (arm.name, run.seed) in fitted or (not fitted and run.value is not None)
+    }
+    return f"{count(len(set(valued.values())), 'training run')}, {_seeds([seed for _, seed in valued])}"
+
+
+def recipe_name(data: ReportData, name: str) -> str:
+    """What to call an arm where there is no room for a legend: a mix of factors by these."""
+    arm, label = data.arm(name), arm_label(data, name)
+    if arm is not None and label == name and name.startswith("mix "):
+        return f"mix of {', '.join(arm.factors_on)}"
+    return label
 
 
 def _effects(data: ReportData) -> Sheet:
     method = data.analysis.method.split(". ")[0].rstrip(".")
+    family = sum(effect.p_holm is not None for effect in data.analysis.effects)
     caption = (
         f"Effect of each factor on {data.metric} ({data.data_name}, selection split, percentage points; "
-        f"design: {data.design}; {_seeds(data)}). {method}. Intervals: {_level(data)}, individual; p: "
-        f"corrected by Holm's method over {len(data.analysis.effects)} factors."
+        f"design: {data.design}; {rests_on(data)}). {method}. Intervals: {_level(data)}, individual; p: "
+        f"corrected by Holm's method over {count(family, 'factor')}."
     )
     if data.delta > 0:
         caption += f" Equivalent: zero to within ±{data.delta:g} points."
@@ -68,37 +101,56 @@ def _effects(data: ReportData) -> Sheet:
             "–" if effect.estimate is None else points(effect.estimate),
             interval(effect.low, effect.high),
             p_value(effect.p_holm),
-            effect.verdict,
+            word(data, effect),
         )
         for effect in data.ranked
     ]
-    head = ("Factor", "Effect (points)", f"{_level(data)} interval", "Holm p", "Verdict")
+    head = ("Factor", "Effect", f"{_level(data)} interval", "Holm p", "Verdict")
     return Sheet("effects", "Effects", caption, head, "lrcrl", tuple(rows))
 
 
 def _arms(data: ReportData) -> Sheet:
+    shown = _notable(data)
     rows = []
-    for arm in data.arms:
+    for arm in shown:
         values, multiple = list(arm.values.values()), cost_multiple(data, arm)
         mean = "–" if arm.mean is None else f"{arm.mean:.2f}"
         if len(values) > 1:
             mean += f" ± {stdev(values):.2f}"
-        count = f"{len(values)}" if len(values) == len(arm.runs) else f"{len(values)} of {len(arm.runs)}"
-        rows.append((arm.label, mean, count, "–" if multiple is None else f"{multiple:.2f}"))
+        n = f"{len(values)}" if len(values) == len(arm.runs) else f"{len(values)} of {len(arm.runs)}"
+        rows.append((_titled(data, arm), mean, n, "–" if multiple is None else f"{multiple:.2f}"))
     caption = (
-        f"{data.metric[:1].upper()}{data.metric[1:]} of each recipe ({data.data_name}, selection split, "
-        f"percent; {_seeds(data)}): mean ± standard deviation over the n runs that finished, and training "
-        "time as a multiple of the baseline's."
+        f"{data.metric[:1].upper()}{data.metric[1:]} of {'each recipe' if shown == data.arms else 'recipes'} "
+        f"({data.data_name}, selection split, percent): mean ± standard deviation over the n runs that "
+        "finished, and training time as a multiple of the baseline's."
     )
+    if shown != data.arms:
+        others = len(data.arms) - len(shown)
+        caption += f" Left out: {count(others, 'recipe')} of one run{' each' if others > 1 else ''}."
     head = ("Recipe", f"{data.metric} (%)", "n", "Cost (×)")
     return Sheet("arms", "Recipes", caption, head, "lrrr", tuple(rows))
+
+
+def _notable(data: ReportData) -> list[ArmResult]:
+    """Arms with a role or with two seeds; all of them where the design gives each a role."""
+    roles = (data.baseline, data.candidate)
+    kept = [a for a in data.arms if a.name in roles or is_advised(data, a.name) or len(a.runs) > 1]
+    return kept if kept and data.design not in ENTIRE else data.arms
+
+
+def _titled(data: ReportData, arm: ArmResult) -> str:
+    if not is_advised(data, arm.name):
+        return recipe_name(data, arm.name)
+    label = arm_label(data, arm.name)
+    if label == "recommended":
+        return f"recommended: {', '.join(arm.factors_on)}"
+    return f"{label} (recommended)"
 
 
 def _comparisons(data: ReportData) -> Sheet:
     def cells(one: Comparison) -> tuple[str, ...]:
         chance = "–" if one.chance is None else f"{100 * one.chance:.0f} %"
         return (
-            f"{arm_label(data, one.plus)} against {arm_label(data, one.minus)}",
             one.split,
             points(one.difference),
             interval(one.low, one.high),
@@ -108,16 +160,22 @@ def _comparisons(data: ReportData) -> Sheet:
             str(len(one.pairs)),
         )
 
+    bca = any(one.low_bca is not None for one in data.comparisons)
+    intervals = "t and bootstrap (BCa) intervals" if bca else "t interval"
     caption = (
         f"Recipes compared on seeds that no decision was based on ({data.data_name}, {data.metric}, "
-        "percentage points): mean paired difference, t and bootstrap (BCa) intervals at the corrected level, "
-        "p by a paired t test corrected by Holm's method over the comparisons of a split, the chance that a "
-        "new run of the first beats one of the second with the same seed, and n seeds."
+        f"percentage points): mean paired difference, {intervals} at the corrected level, p by a paired t "
+        "test corrected by Holm's method over the comparisons of a split, the chance that a new run of the "
+        "first beats one of the second with the same seed, and n seeds."
     )
-    head = ("Comparison", "Split", "Difference", "t interval", "BCa interval", "Holm p", "Chance", "n")
-    return Sheet(
-        "comparisons", "Comparisons", caption, head, "llrccrrr", tuple(cells(one) for one in data.comparisons)
-    )
+    pairs: dict[tuple[str, str], list[Comparison]] = {}
+    for one in data.comparisons:
+        pairs.setdefault((one.plus, one.minus), []).append(one)
+    rows: list[tuple[str, ...]] = []
+    for (plus, minus), found in pairs.items():
+        rows += [(f"{recipe_name(data, plus)} against {recipe_name(data, minus)}",), *map(cells, found)]
+    head = ("Split", "Difference", "t interval", "BCa interval", "Holm p", "Chance", "n")
+    return Sheet("comparisons", "Comparisons", caption, head, "lrccrrr", tuple(rows))
 
 
 # ---- Markdown -------------------------------------------------------------------------------
@@ -141,96 +199,3 @@ def _markdown(sheet: Sheet) -> str:
     return "\n".join(
         [f"### {sheet.title}", "", escape(sheet.caption), "", line(sheet.head), f"|{rule}|", *body, ""]
     )
-
-
-# ---- LaTeX ----------------------------------------------------------------------------------
-
-_SPECIAL = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{character: f"${character}$" for character in "<>|"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "`": r"\textasciigrave{}",
-    '"': r"{\char34}",
-    "−": "$-$",
-    "–": "--",
-    "—": "---",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    "→": r"$\rightarrow$",
-    "←": r"$\leftarrow$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "≈": r"$\approx$",
-    "∞": r"$\infty$",
-    "°": r"$^\circ$",
-    "²": "$^2$",
-    "³": "$^3$",
-    "µ": r"$\mu$",
-    "…": r"\ldots{}",
-    "‘": "`",  # noqa: RUF001
-    "’": "'",  # noqa: RUF001
-    "“": "``",
-    "”": "{}''",
-}
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
-    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
-)
-_SPECIAL |= {
-    letter: f"$\\{name}$"
-    for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK.split(), strict=True)
-}
-# What pdfLaTeX has in its default encoding. Anything else is set by XeLaTeX and LuaLaTeX only.
-_PLAIN = r"\x20-\x7e\u00c0-\u00cf\u00d1-\u00d6\u00d8-\u00dd\u00df-\u00ef\u00f1-\u00f6\u00f8-\u00fd\u00ff"
-_PIECE = re.compile(rf"--|[{re.escape(''.join(_SPECIAL))}]|[^{_PLAIN}{re.escape(''.join(_SPECIAL))}]+")
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX sets as it stands; pdfLaTeX sets ``?`` for letters that its fonts lack."""
-
-    def replace(found: re.Match[str]) -> str:
-        piece = found[0]
-        if piece == "--":
-            return "-{}-"
-        return _SPECIAL.get(piece) or rf"\ifdefined\Umathcode {piece}\else ?\fi{{}}"
-
-    printable = "".join(c for c in " ".join(text.split()) if c.isprintable())
-    return _PIECE.sub(replace, printable)
-
-
-def latex(sheet: Sheet) -> str:
-    r"""A table with booktabs, to be read by ``\input``; over several pages (longtable) if it is long."""
-    long = len(sheet.rows) > LONG
-    align = list(sheet.align)
-    if max((len(row[0]) for row in sheet.rows), default=0) > LONG:
-        align[0] = r"p{.4\linewidth}"
-
-    def line(cells: Sequence[str]) -> str:
-        text = " & ".join(escape_latex(cell) for cell in cells)
-        # After the line above, a bracket or a star would be read as an argument.
-        return f"  {'{}' if text.startswith(('[', '*')) else ''}{text} \\\\"
-
-    caption = rf"\caption{{{escape_latex(sheet.caption)}}}"
-    label = rf"\label{{tab:trickbag-{sheet.name}}}"
-    columns = f"@{{}}{''.join(align)}@{{}}"
-    head = [r"  \toprule", line(sheet.head), r"  \midrule"]
-    body = [line(row) for row in sheet.rows]
-    packages = rf"% \usepackage{{booktabs{',longtable' if long else ''}}}"
-    if long:
-        top = [rf"\begin{{longtable}}{{{columns}}}", rf"  {caption}{label} \\", *head, r"  \endfirsthead"]
-        again = [*head, r"  \endhead", r"  \bottomrule", r"  \endlastfoot"]
-        lines = [packages, *top, *again, *body, r"\end{longtable}"]
-    else:
-        top = [
-            r"\begin{table}[t]",
-            r"\centering",
-            caption,
-            label,
-            r"\par\medskip",
-            rf"\begin{{tabular}}{{{columns}}}",
-        ]
-        lines = [packages, *top, *head, *body, r"  \bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
 
-from trickbag.report.claims import advice, claims, count, join, weighty
-from trickbag.report.content import DESIGNS, ArmResult, ReportData, interval, points
-from trickbag.report.shown import ENTIRE, TIME, role
+from trickbag.report.claims import Claim, advice, claims, count, join, whole_claims
+from trickbag.report.content import ReportData, interval, points
+from trickbag.report.interactions import depends
+from trickbag.report.method import methods as methods
+from trickbag.report.method import transductive
+from trickbag.report.shown import ENTIRE, lost, role, word
+from trickbag.report.times import cost_multiple as cost_multiple
+from trickbag.report.times import roughness
 from trickbag.study.statistics import Effect
 
 
@@ -18,8 +22,6 @@ class Verdict:
 
     Attributes:
         headline: what is recommended; where nothing is, what the candidate gains over the baseline.
-        claims: what was shown on fresh seeds, after correction, and what was not; without fresh seeds, what
-            was shown of the whole candidate; a sentence each.
         remarks: the sealed split, transductive use, what could not be resolved, cost, trouble; a sentence
             each.
         findings: what helps, hurts and does nothing, with effects; a sentence each.
@@ -30,6 +32,10 @@ class Verdict:
         detectable: smallest effect the study could have seen for every unresolved factor, in points.
         cost: training time of the candidate as a multiple of the baseline's.
         trouble: runs that diverged or failed.
+        grounds: what was shown on fresh seeds, after correction, and what was not; without fresh seeds, what
+            was shown of the whole candidate.
+        unstudied: labels of factors that the design did not set apart from others.
+        depends: factors that help with a partner and hurt without it, or the reverse; among ``findings``.
     """
 
     headline: str
@@ -42,7 +48,14 @@ class Verdict:
     detectable: float | None
     cost: float | None
     trouble: int
-    claims: tuple[str, ...] = ()
+    grounds: tuple[Claim, ...] = ()
+    unstudied: tuple[str, ...] = ()
+    depends: tuple[str, ...] = ()
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The sentences of ``grounds``."""
+        return tuple(claim.text for claim in self.grounds)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -50,69 +63,71 @@ class Verdict:
         return self.headline, *self.claims, *self.findings, *self.remarks
 
 
-def run_seconds(arm: ArmResult) -> float | None:
-    """Mean training time of an arm's runs, or else their mean wall time; None without either."""
-    known = [run.costs[TIME] for run in arm.runs if run.costs.get(TIME, 0) > 0]
-    return fmean(known) if known else arm.seconds
-
-
-def cost_multiple(data: ReportData, arm: ArmResult | None) -> float | None:
-    """Time of an arm's runs as a multiple of the baseline's, or of the first arm's without one.
-
-    Runs with the same seeds are compared, if there are any: they were made at about the same time, and the
-    machine may have had more to do at others.
-    """
-    reference = data.arm(data.baseline) or (data.arms[0] if data.arms else None)
-    if arm is None or reference is None:
-        return None
-    ended = [{run.seed for run in a.runs if run.status == "finished"} for a in (arm, reference)]
-    if common := ended[0] & ended[1]:
-        arm, reference = (
-            replace(a, runs=[run for run in a.runs if run.seed in common]) for a in (arm, reference)
-        )
-    timed = all(any(run.costs.get(TIME, 0) > 0 for run in a.runs) for a in (arm, reference))
-    own, other = (run_seconds(a) if timed else a.seconds for a in (arm, reference))
-    return own / other if own and other else None
-
-
 def verdict(data: ReportData) -> Verdict:
     """Say what the study found, what it did not, and what it could not have found."""
-    groups: dict[str, list[Effect]] = {"helps": [], "hurts": [], "equivalent": [], "undetected": []}
+    groups: dict[str, list[Effect]] = {
+        "helps": [], "hurts": [], "equivalent": [], "undetected": [], "not studied": [],
+    }  # fmt: skip
     for effect in data.ranked:
-        groups[effect.verdict].append(effect)
+        groups[word(data, effect)].append(effect)
     groups["hurts"].reverse()
     labels = {name: tuple(data.label(e.factor) for e in effects) for name, effects in groups.items()}
     unresolved = [e.detectable for e in groups["undetected"] if e.detectable is not None]
     detectable = max(unresolved, default=None)
     cost = cost_multiple(data, data.arm(data.candidate))
-    trouble = sum(r.status != "finished" for arm in data.arms for r in arm.runs)
     whole, *sealed = _gain(data)
     recommended = advice(data)
-    overall = [] if data.analysis.overall is None else [whole]
-    shown, remarks = claims(data), list(sealed)
-    if any(c.split != "selection" for c in data.comparisons):
-        remarks = []
-    if recommended is not None and shown:
-        remarks = overall + remarks
+    grounds = claims(data)
+    if grounds:
+        remarks = _pilot_included(data)
     elif recommended is not None:
-        shown, remarks = overall + remarks, []
-    remarks += [*_transductive(data), *_limits(data, groups["undetected"], detectable)]
+        grounds, remarks = whole_claims(data), []
+        if data.analysis.overall is None or data.analysis.overall.estimate is None:
+            remarks = [] if data.analysis.overall is None else [whole]
+    else:
+        remarks = list(sealed)
+    headline = recommended or whole
+    if data.unfinished and recommended is None:
+        headline = f"So far: {headline[0].lower()}{headline[1:]}"
+    turning = depends(data)
+    remarks += [*transductive(data), *_limits(data, groups["undetected"], detectable), *_unstudied(labels)]
     if cost is not None:
         remarks.append(f"A run of the candidate takes {cost:.2f} times as long as one of the baseline.")
+    if cost is not None and (rough := roughness(data)) is not None:
+        remarks.append(rough)
     remarks += _trouble(data)
     return Verdict(
-        recommended or whole,
+        headline,
         tuple(remarks),
-        tuple(_findings(data, groups)),
+        (*_findings(data, groups), *turning),
         labels["helps"],
         labels["hurts"],
         labels["equivalent"],
         labels["undetected"],
         detectable,
         cost,
-        trouble,
-        tuple(shown),
+        sum(len(lost(arm)) for arm in data.arms),
+        tuple(grounds),
+        labels["not studied"],
+        tuple(turning),
     )
+
+
+def _pilot_included(data: ReportData) -> list[str]:
+    """The candidate on all of its seeds, where claims rest on fresh ones only."""
+    e = data.analysis.overall
+    if e is None or e.estimate is None:
+        return []
+    sure = "" if e.low is None else f" ({100 * (1 - data.alpha):g} % interval {interval(e.low, e.high)})"
+    return [
+        "On the selection split, pilot seeds included (not a claim): the candidate differs from the baseline "
+        f"by {points(e.estimate)} points of {data.metric}{sure} over {count(e.n_pairs, 'seed')}."
+    ]
+
+
+def _unstudied(labels: dict[str, tuple[str, ...]]) -> list[str]:
+    names = labels["not studied"]
+    return [f"Not studied, because not crossed: {join(names)}."] if names else []
 
 
 def _trouble(data: ReportData) -> list[str]:
@@ -164,8 +179,8 @@ def _gain(data: ReportData) -> list[str]:
     if sealed is not None:
         sure = "" if sealed.low is None else f" ({level} interval {interval(sealed.low, sealed.high)})"
         sentences.append(
-            f"On the sealed {sealed.split} split it scores {sealed.candidate:.2f} against "
-            f"{sealed.baseline:.2f}: {points(sealed.difference)} points{sure} over "
+            f"On the sealed {sealed.split} split the candidate scores {sealed.candidate:.2f} against the "
+            f"baseline's {sealed.baseline:.2f}: {points(sealed.difference)} points{sure} over "
             f"{count(sealed.n, 'seed')}."
         )
     return sentences
@@ -187,90 +202,17 @@ def _findings(data: ReportData, groups: dict[str, list[Effect]]) -> list[str]:
     return sentences
 
 
-def _transductive(data: ReportData) -> list[str]:
-    arms = [arm.label for arm in data.arms if arm.transductive]
-    if not arms:
-        return []
-    those = "all arms" if len(arms) == len(data.arms) and len(arms) > 1 else join(arms)
-    return [
-        f"Transductive: {those} trained on the images of the test split, without their labels. What they "
-        "score on it does not tell how they do on new images."
-    ]
-
-
 def _limits(data: ReportData, unresolved: Sequence[Effect], detectable: float | None) -> list[str]:
     if not unresolved:
         return []
-    names = join([data.label(e.factor) for e in unresolved])
-    if detectable is None:
-        return [f"Not resolved: {names}; the study has no estimate of their noise."]
-    return [
-        f"Not resolved: {names}. With 80 % power this study could have seen effects of {detectable:.2f} "
-        "points or more; smaller ones may be there."
-    ]
-
-
-def methods(data: ReportData) -> str:
-    """A methods paragraph fit for a paper."""
-    analysis = data.analysis
-    sizes = sorted({len(arm.runs) for arm in data.arms})
-    runs = sum(len(arm.runs) for arm in data.arms)
-    each = f"each with {count(len(data.seeds), 'seed')}"
-    if sizes and sizes != [len(data.seeds)]:
-        fewest, most = sizes[0], sizes[-1]
-        number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        each = f"each with {number} of {count(len(data.seeds), 'seed')}, {runs} readings in all"
-    sentences = [
-        f"We compared {count(len(data.arms), 'training recipe')} on {data.data_name} "
-        f"({DESIGNS.get(data.design, data.design)}), {each}."
-    ]
-    if data.stages:
-        went = [f"{stage.name} ({count(stage.runs, 'run')})" for stage in data.stages]
-        sentences.append(f"The study went in stages: {join(went)}.")
-    sentences.append(
-        "Runs with one seed share initial weights, data order and the draws of every trick they have in "
-        f"common. The primary metric is {data.metric} on the selection split; differences are in percentage "
-        f"points. {analysis.method}"
-    )
-    paired, unpaired, correlation = analysis.sd_paired, analysis.sd_unpaired, analysis.correlation
-    if paired is not None and unpaired is not None and correlation is not None:
-        sentences.append(
-            f"The standard deviation of a paired difference was {paired:.3g} points, of an unpaired one "
-            f"{unpaired:.3g} (correlation between runs with one seed: {points(correlation)})."
+    measured = [data.label(e.factor) for e in unresolved if e.detectable is not None]
+    blind = [data.label(e.factor) for e in unresolved if e.detectable is None]
+    told = []
+    if measured and detectable is not None:
+        told.append(
+            f"Not resolved: {join(measured)}. With 80 % power this study could have seen effects of "
+            f"{detectable:.2f} points or more; smaller ones may be there."
         )
-    if data.recommendation is not None:
-        sentences.append(
-            "The recommended recipe has the best expected value less the price of its training time, as "
-            "estimated on the selection split; it is a recommendation, not a claim."
-        )
-    if data.attribution:
-        whose = "Its" if data.recommendation is not None else "The candidate's"
-        sentences.append(
-            f"{whose} gain was attributed to factors as the effect of each and half of its interactions."
-        )
-    sentences += _transductive(data)
-    return " ".join([*sentences, *_confirming(data)]).strip()
-
-
-def _confirming(data: ReportData) -> list[str]:
-    if data.comparisons:
-        fewest, most = min(n := [len(c.pairs) for c in data.comparisons]), max(n)
-        number = count(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-        bca = " and BCa bootstrap intervals" if any(c.low_bca is not None for c in data.comparisons) else ""
-        told = [
-            f"{count(len(data.comparisons), 'comparison')} of recipes used {number} that no earlier stage "
-            f"had seen: paired t tests{bca}, corrected by Holm's method "
-            f"over the comparisons of a split. Claims rest on the {weighty(data)[0].split} split."
-        ]
-    elif data.confirm is not None:
-        told = [
-            f"The {data.confirm.split} split was used only to compare baseline and candidate by a paired "
-            "t test."
-        ]
-    else:
-        return []
-    times = len(data.openings) or len(data.confirm.opened if data.confirm else [])
-    split = data.openings[0].split if data.openings else data.confirm.split if data.confirm else "test"
-    if times:
-        told.append(f"The {split} split was {'opened once' if times == 1 else f'opened {times} times'}.")
+    if blind:
+        told.append(f"Not resolved: {join(blind)}; the study has no estimate of their noise.")
     return told

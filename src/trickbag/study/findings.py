@@ -105,6 +105,7 @@ class Findings:
                 overall=overall,
                 diverged=self.diverged if primary else (),
                 higher_is_better=up,
+                runs={name: self.conduct.training_of(name).arms[0] for name in values},
             )
         else:
             fit = self._fit(metric, values)
@@ -237,8 +238,9 @@ class Findings:
     def chances(self) -> dict[str, float]:
         """Probability that a run with a factor beats the run of the same seed without it."""
         analysis = self.analysis
-        free = self._primary_fit.within_sd if self._primary_fit else {}
-        pooled = None if analysis.heteroscedastic else analysis.sd_paired
+        fit = self._primary_fit
+        # In fixed designs an arm may be noisier, and an effect within runs has a noise of its own.
+        free, pooled = (fit.within_sd, analysis.sd_paired) if fit else ({}, None)
         found = {}
         for effect in analysis.effects:
             chance = chance_of(effect, free.get(effect.factor, pooled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from trickbag.data.base import DataFacts
@@ -12,9 +12,10 @@ from trickbag.recipe.model import Recipe
 from trickbag.study.design import Space
 from trickbag.study.jobs import family, free_factors, share
 from trickbag.study.layout import BY_ARMS
-from trickbag.study.protocol import Cell, Question, Reading, Round, Seen
+from trickbag.study.power import noncentrality
+from trickbag.study.protocol import Cell, Point, Question, Reading, Round, Seen
 from trickbag.study.spec import StudySpec
-from trickbag.study.statistics import guess_paired_sd, smallest_detectable
+from trickbag.study.statistics import POWER, guess_paired_sd, smallest_detectable
 from trickbag.study.telling import tell
 
 ASSUMED_ACCURACY = 80.0
@@ -25,6 +26,11 @@ def outline(
     spec: StudySpec, facts: DataFacts | None = None, seconds: Callable[[Cell], float] | None = None
 ) -> dict[str, Any]:
     """Factors, runs, epochs, what sharing saves, and the smallest detectable effect, as JSON values.
+
+    ``detectable_in_sd`` is in standard deviations of the difference of two runs with one seed, for the factor
+    that is estimated worst; ``detectable_free_in_sd``, for factors that cost no training, in those of what
+    such a factor changes within a run. Where no factor is trained the former is the latter, and
+    ``detectable_points``, which guesses the noise of two runs, is more than it takes.
 
     Args:
         spec: the question.
@@ -62,12 +68,15 @@ def outline(
         figures |= _counts(spec, space, free, rounds, facts)
         figures["stages"] = _auto_stages(question, rounds)
         figures["runs"] = sum(stage["runs"] for stage in figures["stages"])
-    in_sd = _detectable(spec, space, free, question, rounds)
+    trained, loose = _detectable(spec, space, free, question, rounds)
+    # Where nothing is trained twice, what a free factor changes within a run is all there is to detect.
+    in_sd = trained if any(key not in free for key in space.keys) else loose
     known = math.isfinite(in_sd)
     points = in_sd * guess_paired_sd(ASSUMED_ACCURACY, selection)
     return figures | {
         "detectable_in_sd": in_sd if known else None,
         "detectable_points": points if known else None,
+        "detectable_free_in_sd": loose if math.isfinite(loose) else None,
     }
 
 
@@ -162,23 +171,61 @@ def _forked_epochs(runs: dict[tuple[int, int], Recipe], facts: DataFacts) -> flo
 
 def _detectable(
     spec: StudySpec, space: Space, free: frozenset[str], question: Question, rounds: list[Round]
-) -> float:
-    """Smallest detectable effect of a factor, in standard deviations of a paired difference."""
+) -> tuple[float, float]:
+    """Smallest detectable effects, infinite where the study could not estimate its noise.
+
+    Returns:
+        Of a factor that is trained, in standard deviations of the difference of two runs with one seed; of a
+        free one, in standard deviations, over runs, of what it changes within a run.
+    """
     if spec.design in BY_ARMS:
         seeds = len({point.seed for one in rounds for point in one.points})
-        layout = spec.layout
-        return smallest_detectable(1.0, seeds, len(layout.contrasts), len(layout.arms), spec.alpha)
-    from trickbag.study.power import noncentrality
+        contrasts = spec.layout.contrasts
+        # Arms that are read off one run are no replicates of each other.
+        trained = len(share(spec.layout.arms))
+        loose = any(contrast.factor in free for contrast in contrasts)
+        return (
+            smallest_detectable(
+                1.0, seeds, len(contrasts), trained, spec.alpha, shared=spec.design != "ladder"
+            ),
+            smallest_detectable(1.0, seeds, len(contrasts), 2, spec.alpha) if loose else math.inf,
+        )
+    return planned(rounds[-1].points if rounds else (), space.keys, free, spec.alpha)
 
-    points = rounds[-1].points if rounds else ()
-    runs = {question.training(point) for point in points}
-    trained = [key for key in space.keys if key not in free]
-    blocks = len({seed for _, seed in runs})
-    df = len(runs) - blocks - len(trained)
-    if df < 1:
-        return math.inf
-    # The difference of two means of half of the runs each; a paired difference has twice a run's variance.
-    return math.sqrt(2 / len(runs)) * noncentrality(df, spec.alpha / max(1, len(space.keys)), 0.8)
+
+def planned(
+    points: Sequence[Point], factors: Sequence[str], free: Collection[str], alpha: float
+) -> tuple[float, float]:
+    """Smallest detectable effects of a design that is judged by a model, as :func:`_detectable` returns them.
+
+    The model is the one of the analysis (:func:`trickbag.study.regression.fit_factors`), interactions
+    included: its degrees of freedom, the factors that it can tell apart as the family, and of the trained
+    ones the one that is estimated worst.
+    """
+    if not points:
+        return math.inf, math.inf
+    import numpy as np
+
+    from trickbag.study.readings import Runs
+    from trickbag.study.strata import CLEAN_DF, model, reader, within_runs
+
+    runs = Runs([Reading(point, 0.0) for point in points], factors, free, True)
+    fitted = model(runs.x.tobytes(), runs.x.shape[1], runs.block, True)
+    told = np.isfinite(fitted.scale)
+    read = [bool(runs.free) and reader(settings, False) is not None for settings, _ in runs.patterns()]
+    family = int(told.sum()) + (len(runs.free) if any(read) else 0)
+    if not family:
+        return math.inf, math.inf
+    trained = loose = math.inf
+    df = (fitted.clean if fitted.clean.df >= CLEAN_DF else fitted.error).df
+    if told.any() and df > 0:
+        # A paired difference has twice a run's variance.
+        trained = math.sqrt(fitted.scale[told].max() / 2) * noncentrality(df, alpha / family, POWER)
+    if any(read):
+        _, scale, error, _ = within_runs(runs.x[read][:, told])
+        if error.df > 0:
+            loose = math.sqrt(scale[0]) * noncentrality(error.df, alpha / family, POWER)
+    return trained, loose
 
 
 def _auto_rounds(question: Question) -> list[Round]:

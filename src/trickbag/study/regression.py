@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -16,36 +15,22 @@ from trickbag.errors import StudyError
 from trickbag.study.protocol import Point, Reading
 from trickbag.study.readings import Divergence, Runs
 from trickbag.study.statistics import Effect
-from trickbag.study.strata import Model, Pooled, centered, model, wild_bootstrap
-from trickbag.study.verdicts import Estimates, judge
+from trickbag.study.strata import Model, Pooled, model, reader, wild_bootstrap, within_runs
+from trickbag.study.verdicts import (
+    COUNTS_SHARE,
+    SUSPECT,
+    Estimates,
+    Pair,
+    Term,
+    judge,
+    simultaneous,
+    suspects,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[Any]
-
-FEW_DF = 6
-"""With fewer degrees of freedom left, a free factor's effect is not let depend on the trained factors."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An interaction: what ``first`` buys more when ``second`` is on, in points.
-
-    Attributes:
-        first, second: keys.
-        estimate: of the interaction.
-        low, high: individual ``1 - alpha`` interval; None without an estimate of the noise.
-        aliased: interactions that the design cannot tell from it, as ``"a × b"``: the estimate is of their
-            signed sum.
-    """
-
-    first: str
-    second: str
-    estimate: float
-    low: float | None
-    high: float | None
-    aliased: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,8 +98,12 @@ def fit_factors(
     free ones by differences within runs. The error of the first is that of the model, or one that no
     interaction of two factors is in (:meth:`trickbag.study.strata.Model.judge_by`).
 
-    A run that diverged counts as the lowest finished value; a reading without a value that did not diverge is
-    missing. Factors that the runs do not tell apart have no estimate, and do not count in the family.
+    Runs that diverged are missing cells: effects are those where training finishes, so that one factor's
+    divergence cannot drown the others. A factor that divergence may depend on is judged by how many of its
+    runs diverged, exactly, and by the finished runs (:func:`trickbag.study.verdicts.judge`); its estimate
+    counts a diverged run as the worst finished value, and has no interval. A reading without a value that did
+    not diverge is missing. Factors that the runs do not tell apart have no estimate, and do not count in the
+    family.
 
     Args:
         readings: any number, in any order; of several of one point, the first with a value counts.
@@ -142,25 +131,35 @@ def fit_factors(
             f"alpha {alpha:g}, q {q:g}, delta {delta:g}",
             expected="levels between 0 and 0.5 (alpha) and 0 and 1 (q), and a margin of zero or more points",
         )
-    fitted = model(runs.x.tobytes(), runs.x.shape[1], runs.block, pairs)
-    within, free_pairs, within_sd = _fit_within(runs, np.isfinite(fitted.scale), alpha, pairs, draws)
-    y = runs.means(dict(zip(within.keys, within.value, strict=True)))
+    done = runs.finished()
+    fitted = model(done.x.tobytes(), done.x.shape[1], done.block, pairs)
+    within, free_terms, within_sd = _fit_within(done, np.isfinite(fitted.scale), alpha, pairs, draws)
+    free_effects = dict(zip(within.keys, within.value.tolist(), strict=True))
+    y = done.means(free_effects)
     error = fitted.judge_by(y)
     mse = float(error.mse(y)) if error.df > 0 else math.nan
     if mse < (1e-10 * max(1.0, float(abs(y).max()))) ** 2:
         mse = math.nan
     trained = Estimates(
-        runs.trained,
-        np.where(np.isfinite(fitted.scale), fitted.solve @ y, np.nan),
+        done.trained,
+        _estimates(fitted, y),
         np.sqrt(fitted.scale * mse),
-        [error.df] * len(runs.trained),
+        [error.df] * len(done.trained),
         wild_bootstrap(fitted.solve, fitted.scale, error, y, draws, 1 - alpha, 0)
-        if draws and math.isfinite(mse) and len(runs.trained)
+        if draws and math.isfinite(mse) and len(done.trained)
         else None,
     )
     divergence = runs.divergence()
-    own = _by_seed(fitted, runs, y)
-    judged = judge([trained, within], own, divergence, alpha, delta, 1 if higher_is_better else -1)
+    own, counted = _by_seed(fitted, done, y), dict[str, float]()
+    if divergence:
+        whole = model(runs.x.tobytes(), runs.x.shape[1], runs.block, pairs)
+        worst = runs.means(free_effects)
+        imputed = dict(zip(runs.trained, _estimates(whole, worst).tolist(), strict=True))
+        finished = dict(zip(done.trained, trained.value.tolist(), strict=True))
+        counted = suspects(divergence, finished, imputed)
+        own |= {key: found for key, found in _by_seed(whole, runs, worst).items() if key in counted}
+    sign = 1 if higher_is_better else -1
+    judged = judge([trained, within], own, divergence, alpha, delta, sign, counted)
     effects = tuple(judged[key] for key in factors)
     adjusted = {key: judged[key].q for key in factors}
     intervals = {
@@ -168,75 +167,59 @@ def fit_factors(
         for part in (trained, within)
         if part.half is not None
         for key, v, h in zip(part.keys, part.value, part.half, strict=True)
-        if math.isfinite(v) and math.isfinite(h)
+        if math.isfinite(v) and math.isfinite(h) and key not in counted
     }
-    block_sd, correlation = _between(fitted, runs, y, mse)
-    names = runs.trained
-    found = [*_trained_pairs(fitted, names, y, mse, error, alpha), *free_pairs] if pairs else []
+    block_sd, correlation = _between(fitted, done, y, mse)
+    found = simultaneous([*_trained_terms(fitted, done.trained, y, mse, error), *free_terms], alpha)
     return FactorFit(
         effects=effects,
         q=adjusted,
         active=tuple(key for key in factors if (p := adjusted[key]) is not None and p <= q),
         pairs=tuple(sorted(found, key=lambda pair: -abs(pair.estimate))),
-        residuals=runs.residuals(fitted, y, {key: judged[key].estimate or 0.0 for key in runs.free}),
+        residuals=done.residuals(fitted, y, {key: judged[key].estimate or 0.0 for key in done.free}),
         mse=mse if math.isfinite(mse) else None,
         df=error.df,
         sd=math.sqrt(mse) if math.isfinite(mse) else None,
         block_sd=block_sd,
         correlation=correlation,
-        method=_method(runs, fitted, error, within, alpha, delta, draws),
+        method=_method(runs, done, fitted, error, within, len(found), alpha, delta, draws),
         divergence=divergence,
         bootstrap=intervals,
         within_sd=within_sd,
     )
 
 
-@lru_cache(maxsize=256)
-def _reader(settings: tuple[tuple[bool, ...], ...], crossed: bool) -> Floats | None:
-    """From a run's readings to its effects (and interactions), ``(terms, readings)``; None if too few."""
+def _estimates(fitted: Model, y: Floats) -> Floats:
+    """Effects of the trained factors; NaN for what is not estimable."""
     import numpy as np
 
-    z = np.where(np.array(settings, bool), 1.0, -1.0)
-    columns = [np.ones(len(z)), *z.T]
-    if crossed:
-        columns += [z[:, i] * z[:, j] for i in range(z.shape[1]) for j in range(i)]
-    x = np.stack(columns, 1)
-    if np.linalg.matrix_rank(x) < x.shape[1]:
-        return None
-    size = np.array([2.0] * z.shape[1] + [4.0] * (x.shape[1] - 1 - z.shape[1]))
-    found: Floats = size[:, None] * np.linalg.pinv(x)[1:]
-    return found
+    return np.where(np.isfinite(fitted.scale), fitted.solve @ y, np.nan)
 
 
 def _fit_within(
     runs: Runs, told_apart: NDArray[Any], alpha: float, pairs: bool, draws: int
-) -> tuple[Estimates, list[Pair], dict[str, float]]:
+) -> tuple[Estimates, list[Term], dict[str, float]]:
     """Free factors: one difference for each run, so that its noise cannot pass for that of many."""
     import numpy as np
-    from scipy.special import stdtrit
 
     size = len(runs.free)
     nothing = Estimates(runs.free, np.full(size, np.nan), np.full(size, np.nan), [0] * size)
     if not size:
         return nothing, [], {}
     patterns = runs.patterns()
-    crossed = pairs and size > 1 and all(v is None or _reader(p, True) is not None for p, v in patterns)
+    crossed = pairs and size > 1 and all(reader(p, True) is not None for p, _ in patterns)
     rows, kept = [], []
     for i, (settings, values) in enumerate(patterns):
-        reader = None if values is None else _reader(settings, crossed)
-        if reader is not None:
-            rows.append(reader @ np.array(values))
+        read = reader(settings, crossed)
+        if read is not None:
+            rows.append(read @ np.array(values))
             kept.append(i)
     if not rows:
         return nothing, [], {}
     d = np.array(rows)
     spread = d[:, :size].std(0, ddof=1).tolist() if len(d) > 1 else []
     names = [key for key, told in zip(runs.trained, told_apart, strict=True) if told]
-    x = runs.x[kept][:, told_apart]
-    solve, scale, error = centered(x.tobytes(), x.shape[1], len(d))
-    adjust = error.df >= FEW_DF and math.isfinite(scale[0])
-    if not adjust:
-        solve, scale, error = centered(b"", 0, len(d))
+    solve, scale, error, adjust = within_runs(runs.x[kept][:, told_apart])
     coefficients, df = solve @ d, error.df
     mse = error.mse(d) if df > 0 else np.full(d.shape[1], np.nan)
     tiny = 1e-10 * max(1.0, abs(runs.worst))
@@ -251,8 +234,6 @@ def _fit_within(
                 for j in range(size)
             ]
         )
-    found = []
-    t = float(stdtrit(df, 1 - alpha / 2)) if df > 0 else math.nan
     terms: list[tuple[int, int, str, str]] = []
     if crossed:
         both = [(key, other) for i, key in enumerate(runs.free) for other in runs.free[:i]]
@@ -260,36 +241,29 @@ def _fit_within(
     if adjust and pairs:
         grid = product(enumerate(runs.free), enumerate(names, 1))
         terms += [(j, i, key, other) for (j, key), (i, other) in grid if math.isfinite(scale[i])]
+    found = []
     for column, row, first, second in terms:
         unit = 2.0 if row else 1.0
-        half_width = unit * t * float(se[row, column])
-        found.append(_pair(first, second, unit * float(coefficients[row, column]), half_width))
+        value, noise = float(coefficients[row, column]), float(se[row, column])
+        found.append(Term(first, second, unit * value, unit * noise, df))
     effects = Estimates(runs.free, coefficients[0, :size], se[0, :size], [df] * size, half)
     return effects, found, dict(zip(runs.free, spread, strict=False))
 
 
-def _trained_pairs(
-    fitted: Model, names: Sequence[str], y: Floats, mse: float, error: Pooled, alpha: float
-) -> list[Pair]:
+def _trained_terms(fitted: Model, names: Sequence[str], y: Floats, mse: float, error: Pooled) -> list[Term]:
     import numpy as np
-    from scipy.special import stdtrit
 
-    t = float(stdtrit(error.df, 1 - alpha / 2)) if error.df > 0 else math.nan
-    halves = t * np.sqrt(fitted.scale_pairs * mse)
     found = []
-    for (i, j), others, value, half in zip(
-        fitted.pairs, fitted.aliased, fitted.solve_pairs @ y, halves, strict=True
+    for (i, j), others, value, se in zip(
+        fitted.pairs,
+        fitted.aliased,
+        (fitted.solve_pairs @ y).tolist(),
+        np.sqrt(fitted.scale_pairs * mse).tolist(),
+        strict=True,
     ):
         aliased = tuple(f"{names[a]} × {names[b]}" for a, b in others)
-        found.append(_pair(names[i], names[j], float(value), float(half), aliased))
+        found.append(Term(names[i], names[j], value, se, error.df, aliased))
     return found
-
-
-def _pair(first: str, second: str, value: float, half: float, aliased: tuple[str, ...] = ()) -> Pair:
-    known = math.isfinite(half)
-    return Pair(
-        first, second, value, value - half if known else None, value + half if known else None, aliased
-    )
 
 
 def _by_seed(fitted: Model, runs: Runs, y: Floats) -> dict[str, tuple[tuple[int, float], ...]]:
@@ -318,13 +292,21 @@ def _between(fitted: Model, runs: Runs, y: Floats, mse: float) -> tuple[float | 
 
 
 def _method(
-    runs: Runs, fitted: Model, error: Pooled, within: Estimates, alpha: float, delta: float, draws: int
+    runs: Runs,
+    done: Runs,
+    fitted: Model,
+    error: Pooled,
+    within: Estimates,
+    pairs: int,
+    alpha: float,
+    delta: float,
+    draws: int,
 ) -> str:
-    count = len(runs.block)
+    count = len(done.block)
     also = ", and two-factor interactions" if fitted.joint else ""
     text = (
         f"Effects were estimated together by least squares from {count} training runs in "
-        f"{len(runs.seeds)} seed block{'s' if len(runs.seeds) > 1 else ''}: value = seed + main effects"
+        f"{len(done.seeds)} seed block{'s' if len(done.seeds) > 1 else ''}: value = seed + main effects"
         f"{also} + error, where an effect is the change when a factor is switched on, averaged over both "
         "levels of the others."
     )
@@ -347,18 +329,27 @@ def _method(
         "p-values are two-sided and corrected for the number of factors by Holm's method at a family-wise "
         f"level of {alpha:g}; q-values are Benjamini and Hochberg's."
     )
+    if pairs:
+        text += f" Intervals of interactions are Bonferroni-simultaneous over all {pairs} that are estimated."
     if draws:
         text += f" Bootstrap-t intervals are from {draws} wild bootstrap samples within blocks."
     if delta > 0:
         text += (
-            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} place its "
-            f"effect within ±{delta:g} points (not corrected over factors)."
+            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} (corrected "
+            f"over factors by Holm's method) place its effect within ±{delta:g} points, and its individual "
+            "interval lies within them too."
         )
     text += " Detectable effects are those found with 80 % power at the Bonferroni-corrected level."
     if gone := sum(runs.diverged):
         text += (
-            f" {gone} {'run' if gone == 1 else 'runs'} diverged, and counted as the worst finished value "
-            f"({runs.worst:.4g})."
+            f" {gone} {'run' if gone == 1 else 'runs'} diverged and entered as missing cells, so that "
+            "effects are those where training finishes"
+            + ("" if fitted.joint else "; without their mirror images they may hold a part of interactions")
+            + f". A factor whose runs diverged more or less often (Fisher's p of {SUSPECT:g} or less, or any "
+            "difference if the finished runs do not tell it apart) was judged by Fisher's exact test, at no "
+            f"more than {COUNTS_SHARE:g} of its level, and by a t test of the finished runs at the rest: its "
+            f"estimate counts a diverged run as the worst finished value ({runs.worst:.4g}) and has no "
+            "interval. No factor is called equivalent that diverged more or less often at all."
         )
     if runs.missing:
         some = "reading" if runs.missing == 1 else "readings"

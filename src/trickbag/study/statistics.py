@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from trickbag.errors import StudyError, nearest
-from trickbag.study.blocks import (
-    Measured,
-    Table,
-    Values,
-    equal_noise_p,
-)
+from trickbag.study.blocks import Values
+from trickbag.study.equivalence import within_margin
+from trickbag.study.noise import EXTRA_DF, STANDS_OUT_LEVEL, equal_noise_p, guard
 from trickbag.study.power import noncentrality
+from trickbag.study.table import Measured, Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,14 +55,15 @@ class Effect:
         p: two-sided p-value.
         p_holm: p-value after Holm's correction over all factors.
         verdict: helps, hurts, equivalent (to zero, within the margin), or undetected.
-        detectable: smallest effect found with 80 % power at the Bonferroni-corrected level.
+        detectable: smallest effect found with 80 % power at the Bonferroni-corrected level, by the noise of
+            this study.
         n_pairs: seeds for which both arms have a value.
         pairs: ``(seed, difference)`` for each of them.
         plus: arm with the factor.
         minus: arm without it.
         note: why an interval is missing, how many runs diverged, or what else to know.
-        p_equivalence: p-value of two one-sided tests of an effect outside the margin; None without a margin
-            or a standard error.
+        p_equivalence: p-value of two one-sided tests of an effect outside the margin, not corrected (the
+            verdict is); None without a margin or a standard error.
         q: p-value after Benjamini and Hochberg's correction over all factors: calling all effects with
             ``q <= x`` real is wrong for a share of at most ``x`` of them, in expectation. Verdicts do not
             use it.
@@ -137,17 +136,23 @@ def analyze(
     diverged: Collection[tuple[str, int]] = (),
     higher_is_better: bool = True,
     others: Collection[float] = (),
+    runs: Mapping[str, str] | None = None,
 ) -> Analysis:
     """Judge every contrast of a study.
 
     The model is a randomized block design, ``y[arm, seed] = arm + seed + e``, fitted by least squares:
     paired differences whose variance is pooled over the factors, done right for factors that share an arm.
-    Where a check at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t
-    test instead.
+    A shared arm, and one that stands out, may be noisier: see :class:`trickbag.study.blocks.Noise`. Where a
+    check at 1 % finds that the factors' noise differs, each contrast is judged by its own paired t test
+    instead.
+
+    Arms that one training gave are no independent runs. A contrast between two of them is judged by its own
+    paired differences, within runs; the pooled variance and its df are those of the trainings, one arm each.
+    Effects in a table without holes are mean paired differences either way.
 
     Divergence is an outcome, not a missing value. A run that diverged counts as the worst value of the whole
     table; it stays out of the model and of its noise, so that it cannot drown the other factors, and the
-    contrasts that it belongs to are judged by :func:`trickbag.study.blocks.measure_diverged`: exactly,
+    contrasts that it belongs to are judged by :meth:`trickbag.study.table.Table.measure`: exactly,
     without an interval, and never as equivalent.
 
     Args:
@@ -159,16 +164,18 @@ def analyze(
         diverged: ``(arm, seed)`` of runs that diverged, whatever ``values`` has for them.
         higher_is_better: which sign of an effect is called helping, and which end of the table is the worst.
         others: values of the study's runs that are not in the table: the worst may be among them.
+        runs: name of the training that an arm was read off, by arm; one that is not named had its own.
 
     Raises:
-        StudyError: a contrast or ``diverged`` names an unknown arm, a factor comes twice, or alpha or delta
-            is out of range.
+        StudyError: a contrast, ``diverged`` or ``runs`` names an unknown arm, a factor comes twice, or alpha
+            or delta is out of range.
     """
     _check(values, contrasts, alpha, delta, overall, diverged)
-    table = Table(values, diverged, higher_is_better, others)
+    for arm in runs or ():
+        check_arm(arm, values, f"an arm {arm!r} that has no values is said to be read off a training")
+    table = Table(values, diverged, higher_is_better, others, runs, [(c.plus, c.minus) for c in contrasts])
     fit = table.fit
-    ends = [(table.rows[c.plus], table.rows[c.minus]) for c in contrasts]
-    check_p = equal_noise_p(table.y, table.twins, ends)
+    check_p = equal_noise_p(table.y, table.twins, table.between, table.groups)
     heteroscedastic = check_p is not None and check_p <= HETEROSCEDASTIC_LEVEL
 
     def measure(contrast: Contrast) -> Measured:
@@ -178,11 +185,15 @@ def analyze(
     p = [m.p for m in measured]
     sign = 1 if higher_is_better else -1
     judged = zip(contrasts, measured, holm(p), discovery_rates(p), strict=True)
-    effects = tuple(_judge(c, m, p_holm, q, alpha, delta, len(contrasts), sign) for c, m, p_holm, q in judged)
+    effects = _call_equivalent(
+        [_judge(c, m, p_holm, q, alpha, delta, len(contrasts), sign) for c, m, p_holm, q in judged],
+        delta,
+        alpha,
+    )
     whole = None
     if overall is not None:
         m = measure(overall)
-        whole = _judge(overall, m, m.p, m.p, alpha, delta, 1, sign)
+        (whole,) = _call_equivalent([_judge(overall, m, m.p, m.p, alpha, delta, 1, sign)], delta, alpha)
     sd_unpaired, correlation = fit.unpaired()
     return Analysis(
         effects=effects,
@@ -206,8 +217,9 @@ def analyze(
 def equivalence_p(estimate: float, se: float, df: float, delta: float) -> float:
     """p-value of two one-sided t tests against "the effect is ``delta`` or more away from zero".
 
-    An effect is equivalent to zero at level ``alpha`` if this is below ``alpha``; that is, if its
-    ``1 - 2 * alpha`` interval lies within ``(-delta, delta)``.
+    An effect alone is equivalent to zero at level ``alpha`` if this is below ``alpha``; that is, if its
+    ``1 - 2 * alpha`` interval lies within ``(-delta, delta)``. For the verdicts of a study see
+    :func:`trickbag.study.equivalence.within_margin`.
 
     Source: Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680.
 
@@ -255,17 +267,36 @@ def discovery_rates(p: Sequence[float | None]) -> list[float | None]:
 
 
 def smallest_detectable(
-    sd_paired: float, seeds: int, factors: int, arms: int, alpha: float = 0.05, power: float = POWER
+    sd_paired: float,
+    seeds: int,
+    factors: int,
+    arms: int,
+    alpha: float = 0.05,
+    power: float = POWER,
+    *,
+    shared: bool = False,
 ) -> float:
     """Smallest effect that such a study finds with probability ``power``, in the unit of ``sd_paired``.
 
-    Two-sided, at the Bonferroni-corrected level ``alpha / factors``, with the variance pooled over ``arms``.
-    Infinite with fewer than two seeds or two arms: such a study has no estimate of its noise.
+    Two-sided, at the Bonferroni-corrected level ``alpha / factors``, with the variance pooled over ``arms``,
+    those of distinct trainings. Infinite with fewer than two seeds or two arms: such a study has no estimate
+    of its noise.
+
+    Args:
+        sd_paired: standard deviation of the difference of two runs with one seed.
+        seeds: of each arm.
+        factors: contrasts of the family.
+        arms: trainings a seed.
+        alpha: family-wise level.
+        power: 0.5 to 1.
+        shared: all factors share an arm, as in leave-one-out and one-at-a-time: then the guard against a
+            noisier shared arm costs some power.
     """
     df = (arms - 1) * (seeds - 1)
     if df < 1:
         return math.inf
-    return sd_paired / math.sqrt(seeds) * noncentrality(df, alpha / max(1, factors), power)
+    widened = sd_paired * (guard(arms - 1, seeds) if shared else 1.0)
+    return widened / math.sqrt(seeds) * noncentrality(df, alpha / max(1, factors), power)
 
 
 def binomial_sd(accuracy: float, images: int) -> float:
@@ -356,13 +387,12 @@ def _judge(
         low, high = m.estimate - half, m.estimate + half
         low_simultaneous, high_simultaneous = m.estimate - wide, m.estimate + wide
         if m.se > 0:
-            detectable = m.se * noncentrality(round(m.df), alpha / family, POWER)
+            found = [(m.se, m.df), *([m.planned] if m.planned else [])]
+            detectable = max(se * noncentrality(_whole(df), alpha / family, POWER) for se, df in found)
         if delta > 0:
             p_equivalence = equivalence_p(m.estimate, m.se, m.df, delta)
     if m.estimate is not None and p_holm is not None and p_holm < alpha:
         verdict = "helps" if sign * m.estimate > 0 else "hurts"
-    elif p_equivalence is not None and p_equivalence < alpha:
-        verdict = "equivalent"
     return Effect(
         contrast.factor,
         m.estimate,
@@ -386,6 +416,23 @@ def _judge(
     )
 
 
+def _call_equivalent(effects: Sequence[Effect], delta: float, alpha: float) -> tuple[Effect, ...]:
+    """The effects of a family, with those that are equivalent to zero called so."""
+    found = within_margin(
+        [e.p_equivalence for e in effects], [e.low for e in effects], [e.high for e in effects], delta, alpha
+    )
+    return tuple(
+        replace(e, verdict="equivalent") if small and e.verdict == "undetected" else e
+        for e, small in zip(effects, found, strict=True)
+    )
+
+
+def _whole(df: float) -> int:
+    """Degrees of freedom for a power, which takes time to find: rounded down, coarsely where many."""
+    step = 1 if df < 12 else 2 if df < 30 else 10
+    return max(1, int(df) if df == int(df) else step * int(df / step))
+
+
 def _method(alpha: float, delta: float, heteroscedastic: bool, check_p: float | None, table: Table) -> str:
     level = f"{100 * (1 - alpha):g}"
     check = "" if check_p is None else f" (check of equal noise: p = {check_p:.2g})"
@@ -404,17 +451,38 @@ def _method(alpha: float, delta: float, heteroscedastic: bool, check_p: float | 
         model = (
             "Effects were estimated by least squares in a randomized block design, value = arm + seed + "
             "error, so that runs with one seed are compared with each other and the error variance is pooled "
-            f"over all arms ({fit.df} degrees of freedom{f'; {check[2:-1]}' if check else ''})."
+            f"over all trainings ({fit.df} degrees of freedom{f'; {check[2:-1]}' if check else ''})."
+        )
+        if table.noise.shared is not None:
+            model += (
+                " All effects share an arm, whose variance was also estimated apart, against the mean of the "
+                "other arms: where that gives the larger standard error it was used, with Satterthwaite's "
+                f"degrees of freedom (counting {EXTRA_DF} more for that variance, by simulation)."
+            )
+        if fit.arms > 2:
+            names = [arm for arm, row in zip(table.arms, fit.index, strict=True) if row in table.noise.loud]
+            loud = "none did" if not names else ", ".join(names)
+            model += (
+                f" An arm that stood out as noisier (F tests, {100 * STANDS_OUT_LEVEL:g} % over all arms: "
+                f"{loud}) was judged by its own differences where those vary more."
+            )
+        model += " Apart from these checks the noise is taken not to depend on the arm."
+    if any(ends not in table.between and table.twins[ends[0]] != table.twins[ends[1]] for ends in table.ends):
+        model += (
+            " Factors that act only when predicting were judged by differences within runs, by their own "
+            "paired t tests."
         )
     text = (
         f"{model} Intervals are {level} % t intervals, individual and Bonferroni-simultaneous; p-values are "
         f"two-sided and corrected for the number of factors by Holm's method at a family-wise level of "
-        f"{alpha:g}."
+        f"{alpha:g}. Both are over seeds (initialization, order of the images, random draws), with the "
+        "images of the splits as they are: they say nothing of other images."
     )
     if delta > 0:
         text += (
-            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} place its "
-            f"effect within ±{delta:g} points (not corrected over factors)."
+            f" A factor is called equivalent to zero if two one-sided tests at level {alpha:g} (corrected "
+            f"over factors by Holm's method) place its effect within ±{delta:g} points, and its {level} % "
+            "interval lies there."
         )
     text += " Detectable effects are those found with 80 % power at the Bonferroni-corrected level."
     if diverged:

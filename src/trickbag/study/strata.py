@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -16,6 +17,8 @@ CLEAN_DF = 6
 """Degrees of freedom from which the error free of interactions is used without a look at the other."""
 LACK_OF_FIT = 0.005
 """Level at which interactions are taken to be in the error."""
+FEW_DF = 6
+"""With fewer degrees of freedom left, a free factor's effect is not let depend on the trained factors."""
 DEARER = 1.5
 """Greatest loss in variance at which effects are kept clear of interactions although a run is lost."""
 
@@ -169,6 +172,40 @@ def centered(settings: bytes, factors: int, runs: int) -> tuple[Floats, Floats, 
         x = np.hstack([x, np.where(np.frombuffer(settings, bool).reshape(runs, factors), 1.0, -1.0)])
     solve = np.linalg.pinv(x)
     return solve, np.where(_estimable(x), (solve**2).sum(1), np.nan), _residual(x)
+
+
+def within_runs(settings: Floats) -> tuple[Floats, Floats, Pooled, bool]:
+    """How the effects of free factors are found from one difference a run; settings ``(runs, factors)``.
+
+    Returns:
+        As from :func:`centered`; and whether they may depend on the factors, or are plain means over runs.
+    """
+    solve, scale, error = centered(settings.tobytes(), settings.shape[1], len(settings))
+    if error.df >= FEW_DF and math.isfinite(scale[0]):
+        return solve, scale, error, True
+    return *centered(b"", 0, len(settings)), False
+
+
+@lru_cache(maxsize=256)
+def reader(settings: tuple[tuple[bool, ...], ...], crossed: bool) -> Floats | None:
+    """From a run's readings to its effects (and interactions), ``(terms, readings)``; None if too few.
+
+    Args:
+        settings: levels of the free factors at each reading.
+        crossed: interactions too.
+    """
+    import numpy as np
+
+    z = np.where(np.array(settings, bool), 1.0, -1.0)
+    columns = [np.ones(len(z)), *z.T]
+    if crossed:
+        columns += [z[:, i] * z[:, j] for i in range(z.shape[1]) for j in range(i)]
+    x = np.stack(columns, 1)
+    if np.linalg.matrix_rank(x) < x.shape[1]:
+        return None
+    size = np.array([2.0] * z.shape[1] + [4.0] * (x.shape[1] - 1 - z.shape[1]))
+    found: Floats = size[:, None] * np.linalg.pinv(x)[1:]
+    return found
 
 
 def _estimable(x: Floats) -> NDArray[Any]:

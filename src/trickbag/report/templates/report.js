@@ -77,6 +77,7 @@
   let origin = null;
 
   const reveal = (element) => {
+    if (element && element.closest("tr.more.folded")) unfoldRows();
     for (let e = element; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
   };
   const release = () => {
@@ -98,18 +99,24 @@
     banner.scrollIntoView({ block: "start" });
     banner.focus({ preventScroll: true });
   };
-  const count = (n) => `${n} run${n === 1 ? "" : "s"}`;
+  const byRow = new Map(rows.map((row) => [Number(row.dataset.row), row]));
+  const count = (found) => {
+    const runs = new Set(found.map((row) => byRow.get(row).cells[byRow.get(row).cells.length - 1].textContent)).size;
+    const said = `${runs} run${runs === 1 ? "" : "s"}`;
+    return runs === found.length ? said : `${found.length} readings of ${said}`;
+  };
   const follow = (kind, index) => {
     if (kind === "arm") {
       const own = rows.filter((row) => Number(row.dataset.arm) === index);
       if (!own.length) return false;
-      isolate(`${count(own.length)} of “${own[0].cells[0].textContent.trim()}”.`, [own.map((row) => Number(row.dataset.row))]);
+      const found = own.map((row) => Number(row.dataset.row));
+      isolate(`${count(found)} of “${own[0].cells[0].textContent.trim()}”.`, [found]);
       return true;
     }
     const { label, sides } = facts[`${kind}s`][index];
     if (!sides[0].length && !sides[1].length) return false;
     const [plus, minus] = kind === "effect" ? ["with it", "without"] : ["of the first", "of the second"];
-    isolate(`Behind “${label}”: ${count(sides[0].length)} ${plus}, ${count(sides[1].length)} ${minus}.`, sides);
+    isolate(`Behind “${label}”: ${count(sides[0])} ${plus}, ${count(sides[1])} ${minus}.`, sides);
     return true;
   };
   addEventListener("click", (event) => {
@@ -124,14 +131,19 @@
     }
     hide();
     const to = link.getAttribute("href").slice(1);
-    const found = /^(effect|arm|comparison)-(\d+)$/.exec(to);
+    const found = /^(effect|arm|comparison|overall)-(\d+)$/.exec(to);
     if (found && table && follow(found[1], Number(found[2]))) {
       origin = link;
       event.preventDefault();
       return;
     }
     if (to.startsWith("run-")) release();
-    reveal(document.getElementById(to));
+    const target = document.getElementById(to);
+    reveal(target);
+    if (!target || !(state.metric !== facts.primary || state.sort !== "effect")) return;
+    event.preventDefault();
+    target.scrollIntoView({ block: "start" });
+    remember(to);
   });
   if (banner) {
     $("[data-act=all]", banner).addEventListener("click", release);
@@ -141,6 +153,19 @@
       origin.scrollIntoView({ block: "center" });
       origin.focus({ preventScroll: true });
     });
+  }
+
+  // ---- recipes with one seed are many, and known least --------------------------------------
+  const more = $$("tr.more"), moreButton = $("[data-more]");
+  const unfoldRows = () => {
+    for (const row of more) row.classList.remove("folded");
+    if (moreButton) moreButton.hidden = true;
+  };
+  if (moreButton && more.length) {
+    for (const row of more) row.classList.add("folded");
+    moreButton.textContent = `Show ${more.length} more, of one seed each`;
+    moreButton.hidden = false;
+    moreButton.addEventListener("click", unfoldRows);
   }
 
   // ---- order -------------------------------------------------------------------------------
@@ -185,6 +210,7 @@
         const now = head.getAttribute("aria-sort");
         const first = head.classList.contains("n") && !head.hasAttribute("data-ascending") ? "descending" : "ascending";
         const next = now ? (now === "ascending" ? "descending" : "ascending") : first;
+        if (more.length && sortable.contains(more[0])) unfoldRows();
         heads.forEach((h) => h.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", next);
         const body = $("tbody", sortable);
@@ -216,15 +242,17 @@
     const index = facts.metrics.findIndex((m) => m.name === state.metric);
     for (const cell of $$(".m")) cell.classList.toggle("chosen", Number(cell.dataset.m) === index);
     for (const note of $$(".fixed-metric")) note.hidden = main;
+    for (const note of $$(".main-metric")) note.hidden = !main;
     $("#said").textContent = `Figures show ${facts.metrics[index].label}.`;
     root.dataset.metric = state.metric;
   };
 
   // ---- controls and address ----------------------------------------------------------------
-  const remember = () => {
+  const remember = (at) => {
     const kept = new URLSearchParams();
     if (state.metric !== facts.primary) kept.set("metric", state.metric);
     if (state.sort !== "effect") kept.set("sort", state.sort);
+    if (at) kept.set("at", at);
     try { history.replaceState(null, "", `#${kept}`); } catch { /* not allowed here */ }
   };
   const asked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
@@ -245,6 +273,8 @@
       sortForest();
     }
   }
+  const at = asked.get("at") && document.getElementById(asked.get("at"));
+  if (at) at.scrollIntoView({ block: "start" });
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paint = () => {
     const now = root.dataset.theme || (dark.matches ? "dark" : "light");
@@ -252,7 +282,15 @@
     return now;
   };
   theme.hidden = false;
-  theme.addEventListener("click", () => { root.dataset.theme = paint() === "dark" ? "light" : "dark"; paint(); });
+  try {
+    const kept = localStorage.getItem("trickbag-theme");
+    if (kept === "dark" || kept === "light") root.dataset.theme = kept;
+  } catch { /* not allowed here */ }
+  theme.addEventListener("click", () => {
+    root.dataset.theme = paint() === "dark" ? "light" : "dark";
+    try { localStorage.setItem("trickbag-theme", root.dataset.theme); } catch { /* not allowed here */ }
+    paint();
+  });
   dark.addEventListener("change", paint);
   paint();
 
