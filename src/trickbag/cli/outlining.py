@@ -45,7 +45,7 @@ def show_outline(out: Console, figures: dict[str, Any]) -> None:
 def _show_detectable(out: Console, figures: dict[str, Any]) -> None:
     sd, free = figures["detectable_in_sd"], figures.get("detectable_free_in_sd")
     all_free = all(factor["free"] for factor in figures["factors"])
-    if sd is None and free is None:
+    if sd is None and not (all_free and free is not None):
         out.print("[yellow]too few runs to estimate the noise: no interval, no verdict[/yellow]")
     if sd is not None and not all_free:
         out.print(
