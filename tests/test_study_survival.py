@@ -129,7 +129,10 @@ def test_the_unbroken_study_is_worth_breaking(home: Path, expected: dict[str, An
     assert len(report.openings) == 1
     origins = [json.loads(path.read_text()).get("forked_from") for path in (home / "runs").glob("*/run.json")]
     assert any(origins)
-    assert report.plan["shared"]
+    results, runs = report.plan["results"], report.plan["training_runs"]
+    assert isinstance(results, int)
+    assert isinstance(runs, int)
+    assert results > runs
 
 
 @pytest.mark.timeout(1500)
