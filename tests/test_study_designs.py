@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -309,6 +309,66 @@ def test_a_teacher_counts_in_a_budget_of_time(images: DataSpec, tmp_path: Path) 
     assert len(conduct.measure_costs(Timing(), 1, lambda event: None)) == 3
     alone, both = (conduct.seconds(frozenset(keys)) for keys in ((), ("distillation",)))
     assert both == pytest.approx(11 * alone)
+
+
+@pytest.mark.parametrize("design", ["screen", "factorial"])
+def test_factors_that_cost_no_training_alone_are_judged(
+    images: DataSpec, tmp_path: Path, design: Literal["screen", "factorial"]
+) -> None:
+    full = recipe(EMA(decay=0.9), TTAFlip(), epochs=1)
+    spec = StudySpec(baseline=recipe(epochs=1), candidate=full, data=images, design=design, seeds=(0, 1, 2))
+    report = study(spec, tmp_path)
+    assert all(effect.estimate is not None for effect in report.analysis.effects)
+    assert report.plan["training_runs"] == 3
+
+
+def test_plan_and_run_charge_a_teacher_alike(images: DataSpec, tmp_path: Path) -> None:
+    taught = recipe(Distillation(teacher=Source(recipe=recipe(epochs=1).data())), epochs=1)
+    budget = Budget(amount=10, unit="runs")
+    spec = StudySpec(
+        baseline=recipe(epochs=1), candidate=taught, data=images, budget=budget, seeds=tuple(range(30))
+    )
+    conduct = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+    assert outline(spec, conduct.data.facts)["seeds"] == len(conduct.seeds) == 3
+
+
+def test_timings_are_kept_one_by_one_and_damaged_ones_made_anew(images: DataSpec, tmp_path: Path) -> None:
+    spec = StudySpec(baseline=recipe(), candidate=recipe(Mixup()), data=images, seeds=(0, 1))
+    conduct = api.prepare_study(spec, tmp_path / "study", tmp_path / "runs")
+
+    class Half:
+        workers = 1
+
+        def run(self, jobs: Any, on_event: Any) -> bool:
+            on_event(Event("done", jobs[0], {"step": 0.1, "evaluation": 0.0, "overhead": 0.0}))
+            return False
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct.measure_costs(Half(), 1, lambda event: None)
+    assert len(conduct.costs) == 1
+    (tmp_path / "study" / "costs.json").write_text('{"a":')
+    assert conduct.costs == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "99999999999999999999,1"], "2**63"),
+        (["--price", "inf"], "finite"),
+        (["--budget", "9" * 400 + " runs"], "cannot read"),
+        (["--runs", "a_file"], "is a file"),
+    ],
+)
+def test_slips_of_the_hand_are_named(
+    run: Any, images: DataSpec, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    (tmp_path / "base.yaml").write_text(dump(recipe()))
+    words = [str(tmp_path / word) if word == "a_file" else word for word in words]
+    ask = ["study", "run", images.source, "--baseline", str(tmp_path / "base.yaml"), "--with", "mixup"]
+    result = run(*ask, "--out", str(tmp_path / "s"), *words)
+    assert result.exit_code != 0
+    assert said in str(result.exception) + result.output
 
 
 def test_a_study_killed_before_its_first_run_goes_on(images: DataSpec, tmp_path: Path) -> None:

@@ -412,7 +412,7 @@ def make_study(
     from trickbag.engine.device import Device
     from trickbag.study.spec import Budget, StudySpec
 
-    spec = _checked(
+    spec = checked(
         StudySpec,
         title=title,
         baseline=_recipe(baseline),
@@ -435,7 +435,7 @@ def make_study(
     return prepare_study(spec, folder, Path(runs))
 
 
-def _checked(kind: type[StudySpec], **values: Any) -> StudySpec:
+def checked(kind: type[StudySpec], **values: Any) -> StudySpec:
     """A spec, with its mistakes told as ours."""
     from pydantic import ValidationError
 
@@ -474,6 +474,8 @@ def prepare_study(
     # A study that was killed at its very beginning has decided something, and trained nothing yet.
     with home.store(readonly=True) as store:
         trained = any(event["event"] == "done" for event in store.events())
+    if runs.exists() and not runs.is_dir():
+        raise StudyError(f"{runs} is a file", where="--runs", expected="a folder, or the name of a new one")
     if trained and not runs.is_dir():
         raise StudyError(
             f"{runs} is not there, and with it every run of {folder}",

@@ -102,7 +102,8 @@ class Asked:
         baseline, candidate = self._recipes()
         seeds = self.seeds or (str(MOST_FITTED) if self.budget and self.design in FITTED else "3")
         at_once = api.count_workers(device, workers, threads) if self.budget else 1
-        return StudySpec(
+        return api.checked(
+            StudySpec,
             title=title,
             baseline=baseline,
             candidate=candidate,

@@ -61,9 +61,9 @@ def export(
             f"the package {kind!r} is not installed", where="--to", fix=f"pip install 'trickbag[{kind}]'"
         )
     if tracking_uri is not None and kind != "mlflow":
-        raise UsageError(f"{kind} has no tracking URI", where="--tracking-uri", expected="--to mlflow")
+        raise UsageError(f"{kind} has no tracking URI", where="--uri", expected="--to mlflow")
     if runs is not None and not runs.is_dir():
-        raise UsageError(f"{runs} is not a folder", where="--runs", expected="the folder of run directories")
+        runs = None
     try:
         if tracking_uri is None:
             out.mkdir(parents=True, exist_ok=True)

@@ -193,9 +193,7 @@ def _legend(
     places = 1 if largest >= 0.95 else 2
     for share, anchor, shift in ((-1, "start", 0.0), (0, "middle", 104.0), (1, "end", 208.0)):
         marks.append(svg.words(x + shift, y + 38, points(share * largest, places), "tick", anchor))
-    marks.append(
-        svg.words(x, y + 62, "bold or dotted: its interval leaves out 0", "note")
-    )
+    marks.append(svg.words(x, y + 62, "bold or dotted: its interval leaves out 0", "note"))
     if any(p.aliased for p in data.interactions):
         marks.append(svg.words(x, y + 82, "notched: others look the same here", "note"))
     return marks, (max(bottom + 8, y + 92) if inside else y + 92)

@@ -76,6 +76,8 @@ def aliases_of(points: Iterable[Point], keys: Sequence[str], level: float = 0.2)
     """Sentences of :func:`aliases` for the different recipes among some points, in terms of ``keys``."""
     import numpy as np
 
+    if not keys:
+        return ()
     rows = dict.fromkeys(tuple(key in point.cell for key in keys) for point in points)
     return aliases(np.array([*rows], bool).reshape(-1, len(keys)), keys, level).sentences
 

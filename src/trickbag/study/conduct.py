@@ -12,13 +12,12 @@ from pathlib import Path
 from trickbag.engine.forks import Fork, forget_forks
 from trickbag.engine.run import Run
 from trickbag.errors import StudyError, TrickbagError
-from trickbag.recipe.model import Recipe
 from trickbag.study import costs as costing
 from trickbag.study.costs import Cost
 from trickbag.study.design import Arm
 from trickbag.study.executor import Event, Executor
 from trickbag.study.forks import assign, kept_steps
-from trickbag.study.jobs import Training, upstream
+from trickbag.study.jobs import Training, epochs_of, runs_of
 from trickbag.study.known import POINTS
 from trickbag.study.mending import damage, set_aside
 from trickbag.study.protocol import Cell, Point, Question, Round
@@ -85,9 +84,9 @@ class Conduct(Timed):
 
         def cost(cell: Cell) -> float:
             if unit == "runs":
-                return _runs(self._arm(cell).recipe)
+                return runs_of(self._arm(cell).recipe)
             if unit == "epochs":
-                return _epochs(self._arm(cell).recipe)
+                return epochs_of(self._arm(cell).recipe)
             return scale * self._seconds_or_never(self.seconds, cell)
 
         return Question(
@@ -395,12 +394,3 @@ class Conduct(Timed):
                     fix="wait for it; `trickbag study status` shows how far it is",
                 ) from None
             yield
-
-
-def _epochs(recipe: Recipe) -> float:
-    """Epochs of a run and of all that it builds upon, as if nothing of that were shared."""
-    return float(sum(one.epochs for one in (recipe, *upstream(recipe))))
-
-
-def _runs(recipe: Recipe) -> float:
-    return 1.0 + len(upstream(recipe))

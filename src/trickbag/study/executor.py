@@ -19,6 +19,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -198,6 +199,20 @@ def _received(pipe: Connection) -> list[tuple[str, Any]]:
     return messages
 
 
+def _start_forkserver() -> None:
+    """Start it deaf to Ctrl-C, which a terminal sends to it too: the coordinator asks the workers to stop."""
+    from multiprocessing.forkserver import ensure_running
+
+    if threading.current_thread() is not threading.main_thread():
+        ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def _context() -> Iterator[Any]:
     """A forkserver whose workers compute with as many threads as they are told, and do not spin."""
@@ -207,6 +222,7 @@ def _context() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: os.environ.get(name, value) for name, value in wanted.items()})
     try:
+        _start_forkserver()
         yield context
     finally:
         for name, value in before.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trickbag import plan as planning
 from trickbag.engine.run import training_part
+from trickbag.errors import PlanError, Problem
+from trickbag.plan import Plan
 from trickbag.recipe.model import Recipe
 from trickbag.study.design import Arm, Space
 from trickbag.study.protocol import Cell
@@ -52,11 +54,41 @@ def family(space: Space, cell: Cell, free: frozenset[str]) -> Training:
     return found[0] if len(found) == 1 else Training(space.recipe(cell), [space.name(cell)])
 
 
+def compile_all(arms: Iterable[Arm], compile: Callable[[Recipe], Plan]) -> dict[str, Plan]:
+    """The plan of every arm by its name.
+
+    Raises:
+        PlanError: every problem of every arm.
+    """
+    plans: dict[str, Plan] = {}
+    problems: dict[tuple[str, str | None], Problem] = {}
+    for arm in arms:
+        try:
+            plans[arm.name] = compile(arm.recipe)
+        except PlanError as error:
+            for p in error.problems:
+                where = f"{arm.name}, {p.where}" if p.where else arm.name
+                problems.setdefault((p.what, p.where), Problem(p.what, where, p.expected, p.fix))
+    if problems:
+        raise PlanError(problems.values())
+    return plans
+
+
 def upstream(recipe: Recipe) -> list[Recipe]:
     """The recipes that one builds upon, with their own."""
     sources = [source for trick in recipe.tricks.values() for source in trick.sources().values()]
     direct = [planning.recipe_of(source) for source in sources if source.recipe is not None]
     return [found for one in direct for found in (one, *upstream(one))]
+
+
+def epochs_of(recipe: Recipe) -> float:
+    """Epochs of a run and of all that it builds upon, as if nothing of that were shared."""
+    return float(sum(one.epochs for one in (recipe, *upstream(recipe))))
+
+
+def runs_of(recipe: Recipe) -> float:
+    """The run and all that it builds upon, as if nothing of that were shared."""
+    return 1.0 + len(upstream(recipe))
 
 
 def share(arms: Sequence[Arm]) -> list[Training]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from trickbag import plan as planning
 from trickbag.data.base import DataSet
 from trickbag.engine.run import Run, run_id
-from trickbag.errors import PlanError, Problem
+from trickbag.errors import PlanError
 from trickbag.plan import Plan
 from trickbag.recipe.model import Recipe
 from trickbag.study import costs as costing
 from trickbag.study.design import Arm, Space
-from trickbag.study.jobs import Training, family, free_factors, share
+from trickbag.study.jobs import Training, compile_all, family, free_factors, share
 from trickbag.study.layout import BY_ARMS, Layout
 from trickbag.study.protocol import Cell, Point, Reading, Round, Seen
 from trickbag.study.spec import StudyFolder, StudySpec
@@ -92,18 +92,7 @@ class Known:
         return self._compile_all(self.arms.values())
 
     def _compile_all(self, arms: Iterable[Arm]) -> dict[str, Plan]:
-        plans: dict[str, Plan] = {}
-        problems: dict[tuple[str, str | None], Problem] = {}
-        for arm in arms:
-            try:
-                plans[arm.name] = self.compile(arm.recipe)
-            except PlanError as error:
-                for p in error.problems:
-                    where = f"{arm.name}, {p.where}" if p.where else arm.name
-                    problems.setdefault((p.what, p.where), Problem(p.what, where, p.expected, p.fix))
-        if problems:
-            raise PlanError(problems.values())
-        return plans
+        return compile_all(arms, self.compile)
 
     def compile(self, recipe: Recipe) -> Plan:
         """The plan of one recipe on the study's data and device."""

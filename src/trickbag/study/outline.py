@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from trickbag import plan as planning
 from trickbag.data.base import DataFacts
 from trickbag.plan import Context
 from trickbag.recipe.model import Recipe
 from trickbag.study.design import Space
-from trickbag.study.jobs import family, free_factors, share
+from trickbag.study.jobs import compile_all, epochs_of, family, free_factors, runs_of, share
 from trickbag.study.layout import BY_ARMS
 from trickbag.study.power import noncentrality
 from trickbag.study.protocol import Cell, Point, Question, Reading, Round, Seen
@@ -57,6 +58,7 @@ def outline(
         "budget": str(spec.budget) if spec.budget else None,
         "selection_images": selection,
     }
+    compile_all(layout.arms, lambda recipe: planning.compile(recipe, facts, probe=False))
     question = ask(spec, space, free, seconds)
     if question is None:
         return figures | {"needs_timing": True}
@@ -91,7 +93,8 @@ def ask(
     def cost(cell: Cell) -> float:
         if unit == "seconds" and seconds is not None:
             return seconds(cell)
-        return float(space.recipe(cell).epochs) if unit == "epochs" else 1.0
+        recipe = space.recipe(cell)
+        return epochs_of(recipe) if unit == "epochs" else runs_of(recipe)
 
     return Question(
         factors=space.keys,

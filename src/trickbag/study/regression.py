@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     Floats = NDArray[Any]
 
 
+BOOTSTRAP_DF = 4
+"""With fewer degrees of freedom left, resampled standard errors come close to zero: no bootstrap interval."""
+
+
 @dataclass(frozen=True)
 class FactorFit:
     """Effects of all factors and the noise that they were judged by.
@@ -146,7 +150,7 @@ def fit_factors(
         np.sqrt(fitted.scale * mse),
         [error.df] * len(done.trained),
         wild_bootstrap(fitted.solve, fitted.scale, error, y, draws, 1 - alpha, 0)
-        if draws and math.isfinite(mse) and len(done.trained)
+        if draws and math.isfinite(mse) and len(done.trained) and error.df >= BOOTSTRAP_DF
         else None,
     )
     divergence = runs.divergence()
@@ -227,7 +231,7 @@ def _fit_within(
     coefficients = np.where(abs(coefficients) < tiny, 0.0, coefficients)
     se = np.sqrt(np.outer(scale, mse))
     half = None
-    if draws and df > 0:
+    if draws and df >= BOOTSTRAP_DF:
         half = np.array(
             [
                 wild_bootstrap(solve[:1], scale[:1], error, d[:, j], draws, 1 - alpha, 1 + j)[0]

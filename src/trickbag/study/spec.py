@@ -25,6 +25,8 @@ from trickbag.study.store import Store
 
 METRICS = ("accuracy", "balanced_accuracy", "top5_accuracy")
 """What a study may judge by: shares of images, in points; a loss would punish tricks that soften targets."""
+MOST = 1e9
+"""Runs, epochs, hours: more than that is a slip of the hand."""
 _UNITS = {
     "runs": ("runs", 1.0),
     "epochs": ("epochs", 1.0),
@@ -67,7 +69,7 @@ class Budget(BaseModel):
         """
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text.lower())
         word = found and _WORDS.get(found[2], found[2])
-        if not found or word not in _UNITS or float(found[1]) <= 0:
+        if not found or word not in _UNITS or not 0 < float(found[1]) < MOST:
             raise UsageError(
                 f"cannot read {text!r}", where="--budget", expected="96 runs, 400 epochs, 90min or 2h"
             )
@@ -133,8 +135,8 @@ class StudySpec(BaseModel):
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise StudyError(f"seeds {', '.join(map(str, seeds))}: one comes twice", expected="each once")
-        if min(seeds) < 0:
-            raise StudyError(f"seed {min(seeds)}", expected="seeds from 0 on")
+        if min(seeds) < 0 or max(seeds) >= 2**63:
+            raise StudyError(f"seeds {min(seeds)} to {max(seeds)}", expected="seeds from 0 to 2**63 - 1")
         return seeds
 
     @property

@@ -27,8 +27,11 @@ class Timed(Known):
     @property
     def costs(self) -> dict[str, Cost]:
         """Measured costs by digest of the training recipe."""
-        path = self.folder.path / "costs.json"
-        return {d: Cost(**c) for d, c in read_json(path).items()} if path.exists() else {}
+        try:
+            return {d: Cost(**c) for d, c in read_json(self.folder.path / "costs.json").items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            # Missing, or damaged: it is measured anew.
+            return {}
 
     def _timed(self) -> dict[Cell, Training]:
         """The training recipes whose costs are measured; a model gives those of the others."""
@@ -94,6 +97,7 @@ class Timed(Known):
         def hear(event: Event) -> None:
             if event.kind == "done":
                 known[event.job.recipe.digest] = Cost(**event.detail)
+                write_json(self.folder.path / "costs.json", {d: vars(cost) for d, cost in known.items()})
             elif event.kind == "failed":
                 failures.append(Problem(str(event.detail).strip().splitlines()[-1], event.job.name))
             listen(event)
@@ -104,9 +108,6 @@ class Timed(Known):
                 raise StudyError(failures)
             if not finished:
                 raise KeyboardInterrupt
-            write_json(
-                self.folder.path / "costs.json", {digest: vars(cost) for digest, cost in known.items()}
-            )
         return known
 
     def seconds(self, cell: Cell) -> float:
