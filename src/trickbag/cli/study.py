@@ -284,7 +284,8 @@ def export(
         collect(conduct),
         to,
         out or (study if to == "mlflow" else study / "export" / to),
-        runs=folder.runs,
+        # Nothing has been trained yet, or it was moved: the report's own numbers can still be written.
+        runs=folder.runs if folder.runs.is_dir() else None,
         tracking_uri=uri,
         name=f"{conduct.spec.design}-{conduct.spec.digest}",
     )

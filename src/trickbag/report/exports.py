@@ -63,7 +63,7 @@ def export(
     if tracking_uri is not None and kind != "mlflow":
         raise UsageError(f"{kind} has no tracking URI", where="--uri", expected="--to mlflow")
     if runs is not None and not runs.is_dir():
-        runs = None
+        raise UsageError(f"{runs} is not a folder", where="runs", expected="the folder of run directories")
     try:
         if tracking_uri is None:
             out.mkdir(parents=True, exist_ok=True)

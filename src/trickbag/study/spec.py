@@ -135,8 +135,9 @@ class StudySpec(BaseModel):
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise StudyError(f"seeds {', '.join(map(str, seeds))}: one comes twice", expected="each once")
-        if min(seeds) < 0 or max(seeds) >= 2**63:
-            raise StudyError(f"seeds {min(seeds)} to {max(seeds)}", expected="seeds from 0 to 2**63 - 1")
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise StudyError(f"seed {seed}", expected="seeds from 0 to 2**63 - 1")
         return seeds
 
     @property
