@@ -231,8 +231,8 @@ def main() -> None:
             "Every other protocol spends all of its budget on choosing, in whole seeds or designs (84 of 96 "
             "runs one at a time); auto keeps a fifth for confirming. Only auto reads free tricks without "
             "training.",
-            "A claim is a Holm-corrected verdict on the screen at 5 %; the confirmation's intervals are at the "
-            "levels of Holm's method and are counted as holding if all do, so less than 95 % is due.",
+            "A claim is a Holm-corrected verdict on the screen at 5 %; the confirmation's intervals are at "
+            "Holm's levels and are counted as holding if all of them do, so less than 95 % is due.",
             "Cases share the numbers of their worlds, and with them noise: their shares of intervals that "
             "hold are not independent.",
         ],
